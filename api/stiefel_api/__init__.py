@@ -1,0 +1,1 @@
+"""The HTTP service: parse, one store call, a view."""

@@ -1,0 +1,1 @@
+"""Mathematics and training on matrix manifolds: unitary and low-rank weights."""

@@ -1,0 +1,1 @@
+"""Celery workers: each job runs supervised in an isolated child process."""
