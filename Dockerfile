@@ -1,0 +1,35 @@
+# syntax=docker/dockerfile:1
+# Targets: `api` (no torch) and `worker` (torch; CPU by default).
+#   docker build --target api -t stiefel-api .
+#   docker build --target worker -t stiefel-worker .
+#   docker build --target worker --build-arg TORCH_INDEX=https://pypi.org/simple -t stiefel-worker-cuda .
+ARG PYTHON=3.12
+
+FROM python:${PYTHON}-slim AS base
+ENV PYTHONUNBUFFERED=1 PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
+RUN useradd --create-home --uid 10001 stiefel && mkdir /data && chown stiefel /data
+WORKDIR /src
+COPY pyproject.toml constraints.txt README.md LICENSE ./
+COPY core core
+COPY jobs jobs
+COPY api api
+COPY worker worker
+COPY client client
+ENV STIEFEL_DATA_DIR=/data
+
+FROM base AS api
+RUN pip install -c constraints.txt '.[api]'
+USER stiefel
+EXPOSE 8765
+HEALTHCHECK --interval=10s --timeout=3s CMD ["python", "-c", \
+    "import urllib.request; urllib.request.urlopen('http://127.0.0.1:8765/healthz', timeout=2)"]
+CMD ["python", "-m", "stiefel_api"]
+
+FROM base AS worker
+# The CPU index keeps the image gigabytes smaller; override it for CUDA (see above).
+ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
+RUN pip install --index-url "${TORCH_INDEX}" torch==2.13.0 && pip install -c constraints.txt '.[worker]'
+USER stiefel
+# SIGTERM drains: running jobs checkpoint and go back to the queue.
+STOPSIGNAL SIGTERM
+CMD ["python", "-m", "stiefel_worker"]
