@@ -1,0 +1,90 @@
+"""New orthonormal directions for a basis. All functions batch over leading dimensions.
+
+The bases U of low-rank training grow by the span of a gradient K' that is orthogonal to U.
+Two kernels compute it: Householder QR of [U | K'], which never fails, and a blocked
+Cholesky QR, which runs at the speed of matrix products and is checked pass by pass.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+Algorithm = Literal["auto", "householder", "cholesky"]
+
+# Householder QR is the faster kernel while the new block is narrow; measured on CPU with
+# n = 500 and 1000 (benchmarks/lowrank_step.py --kernels).
+NARROW = 16
+PASSES = 4
+
+
+def complement(basis: Tensor, block: Tensor, *, algorithm: Algorithm = "auto") -> Tensor:
+    """Return orthonormal columns Q with ``basis^T Q = 0`` and span [basis|Q] containing ``block``.
+
+    Args:
+        basis: ``(..., n, r)`` with orthonormal columns, float32 or float64.
+        block: ``(..., n, k)``; finite. At most n - r columns are used, the first ones.
+        algorithm: ``householder``, ``cholesky`` or by width.
+
+    Returns:
+        ``(..., n, min(k, n - r))``. Directions that ``block`` does not determine (it is rank
+        deficient, or zero) are filled with arbitrary orthonormal ones, so that the shape
+        never depends on the data.
+
+    Cost: about 8 n r k + 4 n k^2 flops by Cholesky, 4 n (r + k)^2 by Householder.
+    Source: Yamamoto et al., Electron. Trans. Numer. Anal. 44 (2015); Fukaya et al.,
+    SIAM J. Sci. Comput. 42 (2020), for the shift.
+    """
+    width = min(block.shape[-1], basis.shape[-2] - basis.shape[-1])
+    block = block[..., :width]
+    if width == 0:
+        return block
+    if algorithm == "cholesky" or (algorithm == "auto" and width > NARROW):
+        columns = _cholesky(basis, block)
+        if columns is not None:
+            return columns
+    return _householder(basis, block)
+
+
+def reorthonormalize(basis: Tensor) -> tuple[Tensor, Tensor]:
+    """Return (Q, R) with ``basis = Q R`` to second order in the defect, by one Newton step.
+
+    For a basis whose columns are orthonormal up to accumulated rounding (defect below 1e-2):
+    the defect is squared. R is ``(..., r, r)`` and belongs into the core.
+    """
+    gram = basis.mT @ basis
+    eye = torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)
+    return basis @ (1.5 * eye - 0.5 * gram), 0.5 * (eye + gram)
+
+
+def _householder(basis: Tensor, block: Tensor) -> Tensor:
+    """Householder QR of both: the trailing columns are orthogonal to the basis whatever the block."""
+    rank = basis.shape[-1]
+    norms = torch.linalg.vector_norm(block, dim=-2, keepdim=True)
+    block = block / torch.where(norms > 0, norms, 1.0)
+    return torch.linalg.qr(torch.cat((basis, block), dim=-1)).Q[..., rank:].contiguous()
+
+
+def _cholesky(basis: Tensor, block: Tensor) -> Tensor | None:
+    """Projected, shifted Cholesky QR; None when the block is too ill-conditioned for it."""
+    norms = torch.linalg.vector_norm(block, dim=-2, keepdim=True)
+    columns = block / norms
+    eps = torch.finfo(block.dtype).eps
+    width = block.shape[-1]
+    eye = torch.eye(width, dtype=block.dtype, device=block.device)
+    for turn in range(PASSES):
+        columns = columns - basis @ (basis.mT @ columns)
+        gram = columns.mT @ columns
+        if turn and float((gram - eye).abs().amax()) <= 8 * eps * width**0.5:
+            return columns
+        # Round-off of the Gram matrix may make it indefinite in the first pass only.
+        shift = 4 * eps * width if turn == 0 else 0.0
+        factor, info = torch.linalg.cholesky_ex(gram + shift * eye)
+        pivots = torch.linalg.diagonal(factor)
+        # A column that lay in the span of the others, or in the basis, is only noise now.
+        if int(info.amax()) or not float(pivots.amin()) > 16 * eps**0.5:
+            return None
+        columns = torch.linalg.solve_triangular(factor.mT, columns, upper=True, left=False)
+    return columns

@@ -1,0 +1,346 @@
+"""One object that steps every low-rank layer of a model together with its optimizer.
+
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    integrator = LowRankIntegrator(model, optimizer, tolerance=0.1)
+    loss.backward()
+    integrator.step()            # bases, cores, and optimizer.step() for everything
+
+A phase is ``phase`` batches long. Its first batch extends the bases by the directions of dK and
+dL and steps the augmented core; the batches between step the core alone, on bases twice as wide;
+the last one truncates. ``phase=1`` is the published adaptive method in one backward pass.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from stiefel.errors import InvalidInputError
+from stiefel.lowrank import reduce
+from stiefel.lowrank.bases import reorthonormalize
+from stiefel.lowrank.layer import LowRankLayer
+from stiefel.lowrank.product import Tape
+from stiefel.lowrank.steps import Factors, Gradients, augment, augmented_gradient
+from stiefel.lowrank.transport import pad_state, rotate_state
+from stiefel.lowrank.truncation import RankRule, truncate_core
+
+Variant = Literal["exact", "parallel"]
+
+# Rotating a basis multiplies rounding errors; one Newton step every so many phases keeps the
+# defect of float32 bases near 1e-6 for good.
+REORTHONORMALIZE_EVERY = 16
+
+
+@dataclass
+class Member:
+    """One low-rank layer under the integrator's care."""
+
+    name: str
+    layer: LowRankLayer
+    rule: RankRule
+    rank: int  # at the start of the phase
+    phases: int = 0
+
+
+class StepReport(NamedTuple):
+    """What happened in one step."""
+
+    skipped: tuple[str, ...]  # parameters left alone because a gradient was not finite
+    truncated: bool  # whether the phase ended here
+
+
+class LowRankIntegrator:
+    """Dynamical low-rank training of all :class:`LowRankLayer` modules of ``model``.
+
+    Args:
+        model: holds at least one trainable low-rank layer.
+        optimizer: holds the layers' cores (``model.parameters()`` does) and whatever else it
+            trains. SGD, momentum, Adam, AdamW and their kin: any state of the core's shape is
+            transported. Its learning rate is the integration step.
+        tolerance: ``truncation_tolerance`` tau.
+        relative: false bounds the norm of the tail itself by tau.
+        adaptive: false keeps the ranks as they are.
+        min_rank: lower bound; default max(2, 1 % of the smaller dimension).
+        max_rank: upper bound; default the size of the matrix.
+        phase: batches from one truncation to the next.
+        variant: ``exact`` steps the whole augmented core; ``parallel`` leaves the block of the
+            new directions among themselves for later, and keeps no activations for it.
+        grow_only: a rank never falls; it rises until the part of the energy that
+            1 - tolerance^2 asks for is explained (the rule of InRank, arXiv 2306.11250).
+        clip: bound on the gradient norm over all parameters, applied after augmentation.
+
+    Raises:
+        InvalidInputError: no low-rank layer; a core missing in the optimizer or shared by two
+            layers; half precision factors; bad bounds.
+
+    Source: Schotthoefer et al., arXiv 2205.13571; one pass and phases: docs/lowrank.md.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        *,
+        tolerance: float = 0.1,
+        relative: bool = True,
+        adaptive: bool = True,
+        min_rank: int | None = None,
+        max_rank: int | None = None,
+        phase: int = 5,
+        variant: Variant = "exact",
+        grow_only: bool = False,
+        clip: float | None = None,
+    ) -> None:
+        if phase < 1:
+            raise InvalidInputError(f"a phase of {phase} batches", code="bad_phase", field="/phase")
+        self.optimizer = optimizer
+        self.phase, self.variant, self.clip = phase, variant, clip
+        self.adaptive, self.grow_only = adaptive, grow_only
+        self.bases_frozen = False
+        self.position = 0
+        self.members = [
+            Member(name, layer, _rule(layer, tolerance, relative, min_rank, max_rank), layer.rank)
+            for name, layer in trainable_layers(model)
+        ]
+        self._names = {parameter: name for name, parameter in model.named_parameters()}
+        check_members(self.members, optimizer)
+        self._attach_tapes()
+
+    @property
+    def ranks(self) -> dict[str, int]:
+        """Rank of every layer at the start of the present phase."""
+        return {member.name: member.rank for member in self.members}
+
+    def freeze_ranks(self) -> None:
+        """Keep the present ranks; the bases go on turning."""
+        self.adaptive = False
+
+    def freeze_bases(self) -> None:
+        """End the phase and train only the cores from now on."""
+        self.finish()
+        self.bases_frozen = True
+        self._attach_tapes()
+
+    def set_tolerance(self, tolerance: float) -> None:
+        """Change tau for every layer, effective at the next truncation."""
+        for member in self.members:
+            member.rule = replace(member.rule, tolerance=tolerance)
+
+    def zero_grad(self) -> None:
+        """Drop all gradients, those of the bases included."""
+        self.optimizer.zero_grad()
+        self._attach_tapes()
+
+    @torch.no_grad()
+    def step(self) -> StepReport:
+        """Step every layer and the optimizer once, from the gradients of the last backward pass.
+
+        A layer with a non-finite gradient is left exactly as it is, its bias included; so is any
+        other parameter of the optimizer. The report names them.
+        """
+        opening = self.position == 0 and not self.bases_frozen
+        self._average(opening)
+        skipped = self._drop_non_finite(opening)
+        if opening:
+            for member in self.members:
+                self._augment(member)
+        if self.clip is not None:
+            torch.nn.utils.clip_grad_norm_(self._parameters(), self.clip)
+        self.optimizer.step()
+        closing = self.position == self.phase - 1 and not self.bases_frozen
+        if closing:
+            self._truncate_all()
+        self.position = 0 if closing else self.position + (not self.bases_frozen)
+        self._attach_tapes()
+        return StepReport(skipped, closing)
+
+    @torch.no_grad()
+    def finish(self) -> None:
+        """End the phase now: every core diagonal, every rank within its rule. Idempotent."""
+        if self.position:
+            self._truncate_all()
+            self.position = 0
+            self._attach_tapes()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where the phases stand; model and optimizer keep the rest."""
+        return {
+            "position": self.position,
+            "adaptive": self.adaptive,
+            "bases_frozen": self.bases_frozen,
+            "members": {m.name: {"rank": m.rank, "phases": m.phases} for m in self.members},
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Resume: load the model first, then this and the optimizer's state in any order."""
+        known = state["members"]
+        for member in self.members:
+            if member.name not in known:
+                raise InvalidInputError(
+                    f"the saved state knows no layer {member.name!r}",
+                    code="state_mismatch",
+                    fix="build the integrator on the model that the state was saved with",
+                )
+            member.rank = int(known[member.name]["rank"])
+            member.phases = int(known[member.name]["phases"])
+        self.position = int(state["position"])
+        self.adaptive, self.bases_frozen = bool(state["adaptive"]), bool(state["bases_frozen"])
+        self._attach_tapes()
+
+    def _attach_tapes(self) -> None:
+        record = self.position == 0 and not self.bases_frozen
+        for member in self.members:
+            member.layer.tape = Tape(self.variant == "exact") if record else None
+
+    def _parameters(self) -> list[nn.Parameter]:
+        return [p for group in self.optimizer.param_groups for p in group["params"]]
+
+    def _average(self, opening: bool) -> None:
+        """Average the gradients that DDP leaves alone; a layer unused on one process counts zero."""
+        if not reduce.is_distributed():
+            return
+        tensors: list[Tensor] = []
+        for member in self.members:
+            layer, tape = member.layer, member.layer.tape
+            layer.S.grad = torch.zeros_like(layer.S) if layer.S.grad is None else layer.S.grad
+            tensors.append(layer.S.grad)
+            if opening and tape is not None:
+                if tape.dK is None or tape.dL is None:
+                    tape.dK, tape.dL = torch.zeros_like(layer.U), torch.zeros_like(layer.V)
+                tensors += [tape.dK, tape.dL]
+        reduce.average_(tensors)
+
+    def _drop_non_finite(self, opening: bool) -> tuple[str, ...]:
+        """Remove every gradient that would corrupt its parameter; one synchronisation if all is well."""
+        parameters = [p for p in self._parameters() if p.grad is not None]
+        norms = torch._foreach_norm([p.grad for p in parameters])
+        taped = [
+            m for m in self.members if opening and m.layer.tape and m.layer.tape.dK is not None
+        ]
+        norms += (
+            torch._foreach_norm(
+                [t for m in taped for t in (m.layer.tape.dK, m.layer.tape.dL)]  # type: ignore[union-attr]
+            )
+            if taped
+            else ()
+        )
+        if not norms or math.isfinite(float(torch.stack([n.float() for n in norms]).sum())):
+            return ()
+        return self._locate_non_finite(parameters)
+
+    def _locate_non_finite(self, parameters: list[nn.Parameter]) -> tuple[str, ...]:
+        bad = {p for p in parameters if not bool(torch.isfinite(p.grad).all())}  # type: ignore[arg-type]
+        for member in self.members:
+            layer, tape = member.layer, member.layer.tape
+            finite = tape is None or all(
+                part is None or bool(torch.isfinite(part).all()) for part in (tape.dK, tape.dL)
+            )
+            if layer.S in bad or layer.bias in bad or not finite:
+                bad |= {p for p in (layer.S, layer.bias) if p is not None}
+                layer.tape = None
+        for parameter in bad:
+            parameter.grad = None
+        return tuple(sorted(self._names.get(p, "a parameter outside the model") for p in bad))
+
+    def _augment(self, member: Member) -> None:
+        """Extend the bases and leave the augmented core's gradient for the optimizer."""
+        layer, tape = member.layer, member.layer.tape
+        layer.tape = None
+        if tape is None or tape.dK is None or tape.dL is None or layer.S.grad is None:
+            return
+        dtype, shape = layer.S.dtype, layer.S.shape
+        gradients = Gradients(tape.dK.to(dtype), tape.dL.to(dtype), layer.S.grad)
+        grown, new_left, new_right = augment(layer.factors, gradients.dK, gradients.dL)
+        corner = None
+        if self.variant == "exact":
+            corner = layer.corner(tape, new_left, new_right)
+            reduce.average_([corner])
+        gradient = augmented_gradient(gradients, new_left, new_right, corner)
+        layer.set_factors(grown)
+        layer.S.grad = gradient
+        pad_state(self.optimizer, layer.S, shape)
+
+    def _truncate_all(self) -> None:
+        for member in self.members:
+            self._truncate(member)
+
+    def _truncate(self, member: Member) -> None:
+        layer = member.layer
+        factors, shape = layer.factors, layer.S.shape
+        member.phases += 1
+        if member.phases % REORTHONORMALIZE_EVERY == 0:
+            factors = _reorthonormalized(factors)
+        rule = replace(member.rule, least=member.rank) if self.grow_only else member.rule
+        cut = truncate_core(
+            factors.core, rule, rank=None if self.adaptive else member.rank, if_zero=member.rank
+        )
+        layer.set_factors(
+            Factors(factors.left @ cut.left, torch.diag_embed(cut.sigma), factors.right @ cut.right)
+        )
+        rotate_state(self.optimizer, layer.S, shape, cut.left, cut.right)
+        member.rank = cut.rank
+
+
+def trainable_layers(model: nn.Module) -> list[tuple[str, LowRankLayer]]:
+    """Every low-rank layer whose core is trained, by name; frozen ones are left alone."""
+    return [
+        (name, module)
+        for name, module in model.named_modules()
+        if isinstance(module, LowRankLayer) and module.S.requires_grad
+    ]
+
+
+def check_members(members: list[Member], optimizer: torch.optim.Optimizer) -> None:
+    """Raise on layers that cannot be integrated with this optimizer."""
+    if not members:
+        raise InvalidInputError(
+            "the model holds no trainable low-rank layer",
+            code="no_low_rank_layer",
+            fix="convert it first: to_low_rank(model, rank=...)",
+        )
+    held = {p for group in optimizer.param_groups for p in group["params"]}
+    owner: dict[nn.Parameter, str] = {}
+    for member in members:
+        core = member.layer.S
+        if core in owner:
+            raise InvalidInputError(
+                f"layers {owner[core]!r} and {member.name!r} share one core",
+                code="tied_core",
+                tensor=member.name,
+                fix="share the module itself, or untie the layers",
+            )
+        owner[core] = member.name
+        if core.dtype not in (torch.float32, torch.float64):
+            raise InvalidInputError(
+                f"the factors of {member.name!r} are {core.dtype}",
+                code="half_precision_factors",
+                tensor=member.name,
+                fix="keep float32 factors and compute under torch.autocast",
+            )
+        if core not in held:
+            raise InvalidInputError(
+                f"the optimizer does not hold the core of {member.name!r}",
+                code="core_not_in_optimizer",
+                tensor=member.name,
+                fix="build the optimizer on model.parameters() after the conversion",
+            )
+
+
+def _rule(
+    layer: LowRankLayer, tolerance: float, relative: bool, least: int | None, most: int | None
+) -> RankRule:
+    size = min(layer.matrix_shape)
+    lower = min(size, max(2, math.ceil(0.01 * size))) if least is None else min(least, size)
+    upper = None if most is None else max(most, 1)
+    lower = lower if upper is None or least is not None else min(lower, upper)
+    return RankRule(tolerance, relative, lower, upper)
+
+
+def _reorthonormalized(factors: Factors) -> Factors:
+    left, left_part = reorthonormalize(factors.left)
+    right, right_part = reorthonormalize(factors.right)
+    return Factors(left, left_part @ factors.core @ right_part.mT, right)

@@ -1,0 +1,134 @@
+"""What every layer with weight W = U S V^T shares: storage, exchange of factors, persistence."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from stiefel.errors import InvalidInputError
+from stiefel.lowrank.product import Tape
+from stiefel.lowrank.steps import Factors
+
+
+class LowRankLayer(nn.Module):
+    """A layer whose weight, read as a matrix, is U S V^T.
+
+    S is the Parameter that an optimizer sees. U and V are buffers: no optimizer, weight decay or
+    gradient clipping ever touches them, so their columns stay orthonormal. When the rank
+    changes, S keeps its identity and only its storage is exchanged; optimizers need no surgery.
+    Storage has exactly the size of the active rank.
+
+    ``U (n, r)``, ``S (r, r)``, ``V (m, r)``; grouped layers carry a leading group dimension.
+    """
+
+    U: Tensor
+    V: Tensor
+    bias: nn.Parameter | None
+
+    def __init__(self, factors: Factors, bias: Tensor | nn.Parameter | None) -> None:
+        super().__init__()
+        self.register_buffer("U", factors.left)
+        self.S = nn.Parameter(factors.core)
+        self.register_buffer("V", factors.right)
+        if bias is None or isinstance(bias, nn.Parameter):
+            self.register_parameter("bias", bias)
+        else:
+            self.bias = nn.Parameter(bias)
+        # An integrator hangs a tape here while the bases' gradients are wanted.
+        self.tape: Tape | None = None
+
+    @property
+    def rank(self) -> int:
+        """Number of active columns; the larger of the two while an augmented core is not square."""
+        return max(self.S.shape[-2:])
+
+    @property
+    def matrix_shape(self) -> tuple[int, int]:
+        """(n, m) of the matrix, per group."""
+        return self.U.shape[-2], self.V.shape[-2]
+
+    @property
+    def weight(self) -> Tensor:
+        """The dense weight in the original layer's shape, computed anew: n m r flops.
+
+        For exports and for code that inspects ``weight``; a training step never asks for it.
+        """
+        return (self.U @ self.S @ self.V.mT).reshape(self.weight_shape())
+
+    def weight_shape(self) -> tuple[int, ...]:
+        """Shape of the dense layer's weight."""
+        return self.matrix_shape
+
+    @property
+    def factors(self) -> Factors:
+        """The present factors; views, not copies."""
+        return Factors(self.U, self.S.detach(), self.V)
+
+    @torch.no_grad()
+    def set_factors(self, factors: Factors) -> None:
+        """Exchange the factors; S keeps its identity as a Parameter, its gradient is dropped."""
+        rows, columns = factors.left.shape[-1], factors.right.shape[-1]
+        if factors.core.shape[-2:] != (rows, columns) or (
+            (factors.left.shape[-2], factors.right.shape[-2]) != self.matrix_shape
+        ):
+            raise InvalidInputError(
+                f"factors {tuple(factors.left.shape)}, {tuple(factors.core.shape)}, "
+                f"{tuple(factors.right.shape)} do not fit a {self.matrix_shape} matrix",
+                code="factor_shapes",
+            )
+        self.U, self.V = factors.left, factors.right
+        self.S.grad = None
+        self.S.data = factors.core
+
+    def corner(self, tape: Tape, new_left: Tensor, new_right: Tensor) -> Tensor:
+        """Return new_left^T G new_right from the tape, without forming G."""
+        raise TypeError(f"{type(self).__name__} does not define its corner product")
+
+    def parameter_count(self) -> int:
+        """Numbers an inference copy stores: r (n + m) with U S merged, and the bias."""
+        n, m = self.matrix_shape
+        groups = self.U.shape[0] if self.U.ndim > 2 else 1
+        bias = 0 if self.bias is None else self.bias.numel()
+        return groups * min(self.S.shape[-2:]) * (n + m) + bias
+
+    def _load_from_state_dict(
+        self, state_dict: Mapping[str, Any], prefix: str, *args: Any, **kwargs: Any
+    ) -> None:
+        """Adopt the ranks of the checkpoint before the ordinary, strict loading copies it."""
+        saved = [state_dict.get(prefix + name) for name in "USV"]
+        if all(isinstance(part, Tensor) for part in saved):
+            left, core, right = saved
+            fits = (
+                left.shape[:-1] == self.U.shape[:-1]
+                and right.shape[:-1] == self.V.shape[:-1]
+                and core.shape[:-2] == self.S.shape[:-2]
+                and core.shape[-2:] == (left.shape[-1], right.shape[-1])
+            )
+            if fits and core.shape != self.S.shape:
+                self.set_factors(
+                    Factors(
+                        self.U.new_empty(left.shape),
+                        self.S.new_empty(core.shape),
+                        self.V.new_empty(right.shape),
+                    )
+                )
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)  # type: ignore[arg-type]
+
+
+def compute_copies(layer: LowRankLayer, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return input and factors in the dtype of the computation.
+
+    Under autocast the float32 masters are rounded to copies; gradients come back to the masters.
+    """
+    if torch.is_autocast_enabled(x.device.type):
+        dtype = torch.get_autocast_dtype(x.device.type)
+        return x.to(dtype), layer.U.to(dtype), layer.S.to(dtype), layer.V.to(dtype)
+    return x, layer.U, layer.S, layer.V
+
+
+def recording(layer: LowRankLayer) -> Tape | None:
+    """The tape, when this pass is one that an integrator will read."""
+    return layer.tape if layer.training and torch.is_grad_enabled() else None

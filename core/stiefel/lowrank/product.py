@@ -1,0 +1,109 @@
+"""The factored product on one tape: forward in factors, backward with every gradient a step needs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+
+@dataclass
+class Tape:
+    """What one or more backward passes leave behind for the bases.
+
+    ``dK`` and ``dL`` add up over micro-batches. ``pairs`` keeps (input, output gradient) when
+    the exact corner Ut^T G Vt is wanted; both are activations that the pass held anyway.
+    """
+
+    keep_pairs: bool = True
+    dK: Tensor | None = None
+    dL: Tensor | None = None
+    pairs: list[tuple[Tensor, Tensor]] = field(default_factory=list)
+
+    def add(self, dK: Tensor, dL: Tensor, x: Tensor, delta: Tensor) -> None:
+        """Record one backward pass."""
+        self.dK = dK if self.dK is None else self.dK + dK
+        self.dL = dL if self.dL is None else self.dL + dL
+        if self.keep_pairs:
+            self.pairs.append((x, delta))
+
+
+class LinearProduct(torch.autograd.Function):
+    """Y = X V S^T U^T + b for rows X ``(B, m)``, with the direct K and L gradients.
+
+    dK = delta^T a and dL = X^T c need no inverse of S, so that tiny singular values do no
+    harm. Without a tape neither is computed and X is not kept.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        U: Tensor,
+        S: Tensor,
+        V: Tensor,
+        bias: Tensor | None,
+        tape: Tape | None,
+    ) -> Tensor:
+        a = x @ V
+        h = a @ S.t()
+        y = h @ U.t() if bias is None else torch.addmm(bias, h, U.t())
+        ctx.tape = tape
+        ctx.save_for_backward(a, U, S, V, *(() if tape is None else (x,)))
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, delta: Tensor) -> tuple[Tensor | None, ...]:
+        a, U, S, V, *rest = ctx.saved_tensors
+        wants_x, _, wants_s, _, wants_b, _ = ctx.needs_input_grad
+        c = delta @ U
+        if ctx.tape is not None:
+            ctx.tape.add(delta.t() @ a, rest[0].t() @ c, rest[0], delta)
+        return (
+            (c @ S) @ V.t() if wants_x else None,
+            None,
+            c.t() @ a if wants_s else None,
+            None,
+            delta.sum(0) if wants_b else None,
+            None,
+        )
+
+
+class MergedProduct(torch.autograd.Function):
+    """The same function through the dense weight, for ranks where factors would cost more.
+
+    Keeps the merged weight for the backward pass instead of a second product.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, U: Tensor, S: Tensor, V: Tensor, bias: Tensor | None
+    ) -> Tensor:
+        weight = (U @ S) @ V.t()
+        ctx.save_for_backward(x, U, V, weight)
+        return torch.nn.functional.linear(x, weight, bias)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, delta: Tensor) -> tuple[Tensor | None, ...]:
+        x, U, V, weight = ctx.saved_tensors
+        wants_x, _, wants_s, _, wants_b = ctx.needs_input_grad
+        return (
+            delta @ weight if wants_x else None,
+            None,
+            (delta @ U).t() @ (x @ V) if wants_s else None,
+            None,
+            delta.sum(0) if wants_b else None,
+        )
+
+
+def linear_corner(tape: Tape, new_left: Tensor, new_right: Tensor) -> Tensor:
+    """Return Ut^T G Vt = sum over passes of (delta Ut)^T (X Vt), without forming G."""
+    total = new_left.new_zeros(new_left.shape[-1], new_right.shape[-1])
+    for x, delta in tape.pairs:
+        total += (delta.to(new_left.dtype) @ new_left).t() @ (x.to(new_right.dtype) @ new_right)
+    return total

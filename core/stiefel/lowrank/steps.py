@@ -1,0 +1,105 @@
+"""The steps of low-rank training as pure functions of matrices. All batch over leading dimensions.
+
+With W = U S V^T, G the dense gradient, K = U S and L = V S^T: dK = G V, dL = G^T U and
+dS = U^T G V come out of one backward pass (see :mod:`stiefel.lowrank.product`), because the
+three passes of the published method evaluate the same function at the same point.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from stiefel.lowrank.bases import Algorithm, complement
+
+
+class Factors(NamedTuple):
+    """W = left @ core @ right^T."""
+
+    left: Tensor  # U (..., n, p)
+    core: Tensor  # S (..., p, q)
+    right: Tensor  # V (..., m, q)
+
+    def product(self) -> Tensor:
+        """Return the dense ``(..., n, m)`` matrix; for exports and tests, never for a step."""
+        return self.left @ self.core @ self.right.mT
+
+
+class Gradients(NamedTuple):
+    """What one tape yields."""
+
+    dK: Tensor  # G V (..., n, q)
+    dL: Tensor  # G^T U (..., m, p)
+    dS: Tensor  # U^T G V (..., p, q)
+
+
+class Augmented(NamedTuple):
+    """Factors whose bases hold the gradient's directions; the product is unchanged."""
+
+    factors: Factors
+    new_left: Tensor  # (..., n, k) the added columns of U
+    new_right: Tensor  # (..., m, l) the added columns of V
+
+
+def pad_core(core: Tensor, rows: int, columns: int) -> Tensor:
+    """Return ``core`` grown by zero rows and columns at the end."""
+    return torch.nn.functional.pad(core, (0, columns, 0, rows))
+
+
+def augment(
+    factors: Factors, dK: Tensor, dL: Tensor, *, algorithm: Algorithm = "auto"
+) -> Augmented:
+    """Extend U by the directions of dK and V by those of dL; W stays what it is, exactly.
+
+    The bases at most double, and never exceed n and m columns.
+    """
+    new_left = complement(factors.left, dK, algorithm=algorithm)
+    new_right = complement(factors.right, dL, algorithm=algorithm)
+    grown = Factors(
+        torch.cat((factors.left, new_left), dim=-1),
+        pad_core(factors.core, new_left.shape[-1], new_right.shape[-1]),
+        torch.cat((factors.right, new_right), dim=-1),
+    )
+    return Augmented(grown, new_left, new_right)
+
+
+def augmented_gradient(
+    gradients: Gradients, new_left: Tensor, new_right: Tensor, corner: Tensor | None
+) -> Tensor:
+    """Return the gradient of the augmented core, assembled from what the tape already holds.
+
+    Args:
+        gradients: at the old bases.
+        new_left: Ut ``(..., n, k)``.
+        new_right: Vt ``(..., m, l)``.
+        corner: Ut^T G Vt ``(..., k, l)`` makes the step exact (variant E); None leaves the
+            corner zero, which is the Riemannian gradient step (variant P).
+    """
+    if corner is None:
+        corner = gradients.dS.new_zeros(
+            *gradients.dS.shape[:-2], new_left.shape[-1], new_right.shape[-1]
+        )
+    upper = torch.cat((gradients.dS, gradients.dL.mT @ new_right), dim=-1)
+    lower = torch.cat((new_left.mT @ gradients.dK, corner), dim=-1)
+    return torch.cat((upper, lower), dim=-2)
+
+
+def rotate(factors: Factors, left: Tensor, sigma: Tensor, right: Tensor) -> Factors:
+    """Return the factors in the coordinates of a truncated core, S = diag(sigma)."""
+    return Factors(factors.left @ left, torch.diag_embed(sigma), factors.right @ right)
+
+
+def transport_first(moment: Tensor, left: Tensor, right: Tensor) -> Tensor:
+    """Carry a first moment of the core to rotated bases: left^T m right."""
+    return left.mT @ moment @ right
+
+
+def transport_second(moment: Tensor, left: Tensor, right: Tensor) -> Tensor:
+    """Carry a second moment, elementwise and never negative: (left^T sqrt(v) right)^2.
+
+    Adam's second moment has no transformation law; this one is exact for signed permutations
+    of the basis and keeps the scale. Source: Schotthoefer et al., arXiv 2505.08022 (code).
+    """
+    return (left.mT @ moment.clamp_min(0).sqrt() @ right).square_()

@@ -1,0 +1,117 @@
+"""Which rank a core keeps, and the rotation that puts it there.
+
+The public adaptive code of the method's authors omits the last singular value from the tail,
+compares strictly, and multiplies V by the rows of ``Vh``; each of the three changes the
+product. Here the tail is whole, the comparison is the definition, and V takes columns of Q.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from stiefel.errors import InvalidInputError
+
+
+@dataclass(frozen=True)
+class RankRule:
+    """When the tail of the singular values may go.
+
+    Args:
+        tolerance: ``truncation_tolerance`` tau; the least rank with tail norm <= tau * whole norm.
+        relative: false takes tau as the bound on the tail norm itself.
+        least: lower bound on the rank.
+        most: upper bound on the rank; None for the size of the matrix.
+    """
+
+    tolerance: float = 0.1
+    relative: bool = True
+    least: int = 1
+    most: int | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse bounds that no rank satisfies."""
+        if not self.tolerance >= 0:
+            raise InvalidInputError(
+                f"the truncation tolerance is {self.tolerance}",
+                code="bad_tolerance",
+                field="/tolerance",
+                fix="give a number >= 0; 0 keeps every direction",
+            )
+        if self.least < 1 or (self.most is not None and self.most < self.least):
+            raise InvalidInputError(
+                f"no rank lies between {self.least} and {self.most}",
+                code="bad_rank_bounds",
+                field="/rank",
+                fix="give 1 <= least <= most",
+            )
+
+
+class Truncated(NamedTuple):
+    """A core brought to diagonal form: ``core ~ left @ diag(sigma) @ right^T``."""
+
+    left: Tensor  # (..., p, r) orthonormal columns
+    sigma: Tensor  # (..., r) descending
+    right: Tensor  # (..., q, r) orthonormal columns: columns of Q, not rows of Q^T
+    tail: float  # Frobenius norm of what was dropped
+    rank: int
+
+
+def core_svd(core: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Singular value decomposition of a small core, with a second attempt in float64.
+
+    Returns ``(P, sigma, Qh)``; a core that defeats the divide-and-conquer driver even in
+    float64 raises ``torch.linalg.LinAlgError``.
+    """
+    try:
+        return tuple(torch.linalg.svd(core, full_matrices=False))
+    except torch.linalg.LinAlgError:
+        left, sigma, right = torch.linalg.svd(core.double(), full_matrices=False)
+        return left.to(core.dtype), sigma.to(core.dtype), right.to(core.dtype)
+
+
+def kept_rank(sigma: Tensor, rule: RankRule, *, if_zero: int | None = None) -> int:
+    """Return the least rank whose tail norm is within the rule, clamped to its bounds.
+
+    Args:
+        sigma: ``(..., k)`` descending. With leading dimensions (groups), the largest rank any needs.
+        rule: tolerance and bounds.
+        if_zero: rank of an all-zero core, which the relative rule cannot judge (default k).
+    """
+    count = sigma.shape[-1]
+    most = count if rule.most is None else min(rule.most, count)
+    least = min(rule.least, most)
+    if rule.tolerance == 0:
+        return most
+    squares = sigma.detach().double().reshape(-1, count).square()
+    # tails[:, j] = norm of sigma[j:], so that the rank is the first j with tails[:, j] <= bound.
+    tails = squares.flip(-1).cumsum(-1).flip(-1).sqrt()
+    if rule.relative and not bool((tails[:, 0] > 0).any()):
+        return max(least, min(most, count if if_zero is None else if_zero))
+    bound = rule.tolerance * tails[:, :1] if rule.relative else rule.tolerance
+    needed = int((tails > bound).sum(-1).amax())
+    return max(least, min(most, needed))
+
+
+def truncate_core(
+    core: Tensor, rule: RankRule, *, rank: int | None = None, if_zero: int | None = None
+) -> Truncated:
+    """Decompose ``core`` and keep the leading part.
+
+    Args:
+        core: ``(..., p, q)``.
+        rule: decides the rank unless ``rank`` is given.
+        rank: keep exactly this many directions (at most min(p, q)).
+        if_zero: see :func:`kept_rank`.
+
+    Cost: one SVD of p x q.
+    """
+    left, sigma, right_h = core_svd(core)
+    keep = kept_rank(sigma, rule, if_zero=if_zero) if rank is None else min(rank, sigma.shape[-1])
+    tail = float(torch.linalg.vector_norm(sigma[..., keep:].double()))
+    return Truncated(
+        left[..., :keep], sigma[..., :keep], right_h.mT[..., :keep].contiguous(), tail, keep
+    )
