@@ -33,4 +33,5 @@ def orthogonality_defect(x: Tensor) -> Tensor:
     numbers and not about the measuring. Cost: one product of n p^2 multiply-adds.
     """
     wide = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
-    return torch.linalg.matrix_norm(gram_residual(wide))
+    defect: Tensor = torch.linalg.matrix_norm(gram_residual(wide))
+    return defect

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from stiefel.errors import InvalidInputError, NotConvergedError
-from stiefel.linalg.parts import orthogonality_defect
+from stiefel.linalg.parts import gram_residual, orthogonality_defect
 
 Algorithm = Literal["auto", "svd"]
 
@@ -51,7 +51,7 @@ def polar_factor(
 
 
 def default_tolerance(x: Tensor) -> float:
-    """Return ``p * eps`` of the dtype, at least ``8 * eps``, the bound on the defect of a factor."""
+    """Return the bound on the defect of a factor: ``p * eps`` of the dtype, at least ``8 * eps``."""
     return max(8, x.shape[-1]) * torch.finfo(x.dtype).eps
 
 
@@ -75,4 +75,6 @@ def _checked(x: Tensor) -> Tensor:
 
 def _svd(x: Tensor) -> Tensor:
     left, _, right = torch.linalg.svd(x, full_matrices=False)
-    return left @ right
+    factor: Tensor = left @ right
+    # LAPACK's vectors are orthonormal to several p * eps; half a Newton-Schulz step mends that.
+    return factor - factor @ (gram_residual(factor) / 2)
