@@ -100,6 +100,7 @@ class Job:
     worker: str | None
     lease_until: float | None
     not_before: float
+    deadline_s: float | None
     deadline_at: float | None
     progress: dict[str, Any] | None
     progress_at: float | None

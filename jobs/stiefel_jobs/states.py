@@ -41,6 +41,22 @@ LEASED: frozenset[State] = frozenset(
 #: Priorities by name. Waiting raises a job by one step per ``claim.AGEING_S``.
 PRIORITIES: dict[str, int] = {"low": -1, "normal": 0, "high": 1}
 
+#: Every transition there is. A store that wanted another one would be wrong.
+NEXT: dict[State, frozenset[State]] = {
+    State.QUEUED: frozenset({State.RUNNING, State.PAUSED, State.CANCELLED, State.EXPIRED}),
+    State.RUNNING: frozenset(
+        {State.FINALIZING, State.PAUSING, State.CANCELLING, State.QUEUED, State.FAILED}
+    ),
+    State.PAUSING: frozenset({State.PAUSED, State.CANCELLING, State.FAILED}),
+    State.PAUSED: frozenset({State.QUEUED, State.CANCELLED}),
+    State.CANCELLING: frozenset({State.CANCELLED}),
+    State.FINALIZING: frozenset({State.SUCCEEDED, State.QUEUED, State.FAILED}),
+    State.SUCCEEDED: frozenset(),
+    State.FAILED: frozenset({State.QUEUED}),
+    State.CANCELLED: frozenset({State.QUEUED}),
+    State.EXPIRED: frozenset(),
+}
+
 _ACTIONS: dict[State, tuple[str, ...]] = {
     State.QUEUED: ("cancel", "pause"),
     State.RUNNING: ("cancel", "pause"),

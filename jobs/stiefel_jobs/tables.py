@@ -142,6 +142,7 @@ jobs = Table(
     Column("worker", Name),
     Column("lease_until", Double),
     Column("not_before", Double, nullable=False),
+    Column("deadline_s", Double),
     Column("deadline_at", Double),
     Column("progress", Json),
     Column("progress_at", Double),
@@ -256,7 +257,7 @@ outbox = Table(
     Column("queue", Name, nullable=False),
     Column("job_id", Id, nullable=False),
     Column("payload", Json, nullable=False),
-    Column("created_at", Double, nullable=False),
+    Column("due_at", Double, nullable=False),
     Column("sent_at", Double),
     Index(None, "sent_at", "id"),
 )

@@ -88,6 +88,7 @@ def _jobs() -> None:
         sa.Column("worker", sa.String(255)),
         sa.Column("lease_until", sa.Double()),
         sa.Column("not_before", sa.Double(), nullable=False),
+        sa.Column("deadline_s", sa.Double()),
         sa.Column("deadline_at", sa.Double()),
         sa.Column("progress", JSON),
         sa.Column("progress_at", sa.Double()),
@@ -117,7 +118,7 @@ def _outbox() -> None:
         sa.Column("queue", sa.String(255), nullable=False),
         sa.Column("job_id", sa.String(64), nullable=False),
         sa.Column("payload", JSON, nullable=False),
-        sa.Column("created_at", sa.Double(), nullable=False),
+        sa.Column("due_at", sa.Double(), nullable=False),
         sa.Column("sent_at", sa.Double()),
         sa.PrimaryKeyConstraint("id", name="pk_outbox"),
     )

@@ -1,0 +1,54 @@
+"""Which workers are there: each reports itself with its heartbeat."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from sqlalchemy import delete, select
+
+from stiefel_jobs.database import Database
+from stiefel_jobs.records import Worker
+from stiefel_jobs.store.changes import upsert
+from stiefel_jobs.tables import workers
+
+
+def report_worker(
+    db: Database,
+    *,
+    worker: str,
+    host: str,
+    queues: Sequence[str],
+    version: str,
+    devices: Mapping[str, Any] | None = None,
+    draining: bool = False,
+) -> None:
+    """Register a worker, or refresh what is known of it."""
+    values = {
+        "host": host,
+        "queues": list(queues),
+        "devices": dict(devices or {}),
+        "version": version,
+        "draining": draining,
+        "seen_at": db.now,
+    }
+    with db.write() as connection:
+        connection.execute(
+            upsert(db, workers)
+            .values(id=worker, started_at=db.now, **values)
+            .on_conflict_do_update(index_elements=[workers.c.id], set_=values)
+        )
+
+
+def list_workers(db: Database, *, seen_within_s: float = 60.0) -> list[Worker]:
+    """Return the workers heard of lately."""
+    columns = [workers.c[name] for name in Worker.__dataclass_fields__]
+    query = select(*columns).where(workers.c.seen_at >= db.now - seen_within_s)
+    with db.read() as connection:
+        return [Worker(*row) for row in connection.execute(query.order_by(workers.c.id))]
+
+
+def forget_worker(db: Database, *, worker: str) -> None:
+    """Take a worker that shuts down off the list."""
+    with db.write() as connection:
+        connection.execute(delete(workers).where(workers.c.id == worker))
