@@ -1,0 +1,125 @@
+"""The submit command: files in, a job out, and on request everything up to the download."""
+
+from __future__ import annotations
+
+import json as jsonlib
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from stiefel_client.cli.follow import follow
+from stiefel_client.cli.options import Json, Key, Url, read_labels, read_parameters
+from stiefel_client.cli.show import byte_bar, out, print_json, say
+from stiefel_client.client import Stiefel
+from stiefel_client.errors import ConfigurationError
+from stiefel_client.shards import shards
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command to the application."""
+    app.command()(submit)
+
+
+def submit(
+    source: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="[FILE]",
+            help="A .safetensors file, a folder or index of shards, or an artifact id.",
+        ),
+    ] = None,
+    method: Annotated[
+        str | None, typer.Option("--method", "-m", help="See `stiefel methods`.")
+    ] = None,
+    include: Annotated[
+        list[str] | None, typer.Option(help="Pattern of tensors to convert; may repeat.")
+    ] = None,
+    exclude: Annotated[
+        list[str] | None, typer.Option(help="Pattern of tensors to leave; may repeat.")
+    ] = None,
+    param: Annotated[
+        list[str] | None, typer.Option("--param", "-p", help="Field of the spec: name=value.")
+    ] = None,
+    spec: Annotated[
+        str | None, typer.Option(help="A JSON file with the spec, or - for stdin.")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of everything random.")] = None,
+    label: Annotated[list[str] | None, typer.Option(help="name=value; may repeat.")] = None,
+    priority: Annotated[str | None, typer.Option(help="low, normal or high.")] = None,
+    deadline: Annotated[str | None, typer.Option(help="ISO 8601, such as PT2H.")] = None,
+    idempotency_key: Annotated[
+        str | None, typer.Option(help="The same key never makes a second job.")
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only say what would be done.")
+    ] = False,
+    wait: Annotated[bool, typer.Option("--wait", help="Wait for the end.")] = False,
+    timeout: Annotated[
+        float | None, typer.Option(min=0, help="Seconds to wait; then exit 3.")
+    ] = None,
+    download: Annotated[
+        Path | None, typer.Option(help="Folder for the result; implies --wait.")
+    ] = None,
+    url: Url = None,
+    key: Key = None,
+    json: Json = False,
+) -> None:
+    """Submit a job."""
+    body = _read_spec(spec) | read_parameters(param or [])
+    given = {"method": method, "include": include, "exclude": exclude, "seed": seed}
+    body |= {name: value for name, value in given.items() if value is not None}
+    if "method" not in body:
+        raise typer.BadParameter("name a --method; `stiefel methods` lists them")
+    options: dict[str, Any] = {"priority": priority, "deadline": deadline}
+    if label:
+        options["labels"] = read_labels(label)
+    with Stiefel(url, key) as client:
+        if source is not None:
+            body["input"] = bring(client, source, quiet=json)
+        if dry_run:
+            print_json(client.jobs.plan(body, **options))
+            return
+        job = client.jobs.submit(body, idempotency_key=idempotency_key, **options)
+        if wait or download is not None:
+            say(f"submitted {job.id}")
+            follow(client, job.id, timeout=timeout, download=download, json=json)
+        elif json:
+            print_json(job)
+        else:
+            out.print(job.id, markup=False)
+            say(f"follow it with: stiefel watch {job.id}")
+
+
+def bring(client: Stiefel, source: str, *, quiet: bool) -> str | dict[str, str]:
+    """The spec's ``input`` for a source: an artifact id, or one by shard name."""
+    path = Path(source)
+    if not path.exists():
+        if source.startswith("art_"):
+            return source
+        raise ConfigurationError(f"{source} is neither a file nor an artifact id")
+    if path.is_file() and not path.name.endswith(".index.json"):
+        return _upload(client, path, quiet=quiet)
+    found = shards(path)
+    if len(found) == 1:
+        return _upload(client, found[0], quiet=quiet)
+    return {shard.name: _upload(client, shard, quiet=quiet) for shard in found}
+
+
+def _upload(client: Stiefel, path: Path, *, quiet: bool) -> str:
+    with byte_bar(path.name, quiet=quiet) as on_bytes:
+        return client.uploads.upload(path, on_bytes=on_bytes).id
+
+
+def _read_spec(source: str | None) -> dict[str, Any]:
+    if source is None:
+        return {}
+    try:
+        text = sys.stdin.read() if source == "-" else Path(source).read_text(encoding="utf-8")
+        body = jsonlib.loads(text)
+    except (OSError, ValueError) as error:
+        raise typer.BadParameter(f"--spec {source}: {error}") from error
+    if not isinstance(body, dict):
+        raise typer.BadParameter(f"--spec {source}: a spec is a JSON object")
+    return body

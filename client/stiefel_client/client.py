@@ -1,0 +1,287 @@
+"""The synchronous client.
+
+with Stiefel() as stiefel:
+    source = stiefel.uploads.upload("model.safetensors")
+    job = stiefel.jobs.submit(
+        {"method": "project.unitary", "input": source.id, "include": ["*.attention.*"]}
+    )
+    job = stiefel.jobs.wait(job.id)
+    stiefel.jobs.download(job, "out")
+"""
+
+from __future__ import annotations
+
+import builtins
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from stiefel_client import calls, transfers
+from stiefel_client.errors import ServerError, ServiceUnreachableError
+from stiefel_client.models import Artifact, Event, Job, Method, Page, Plan
+from stiefel_client.retries import RetryPolicy
+from stiefel_client.sse import EventReader
+from stiefel_client.transport import OnBytes, Transport, unreachable
+from stiefel_client.waiting import PATIENCE, Steps, wait_steps
+
+
+class Stiefel(Transport):
+    """A connection to one service and its resources.
+
+    Args:
+        url: base URL; default $STIEFEL_URL, then the embedded service of this machine.
+        key: API key; default $STIEFEL_API_KEY, then the embedded service's own key file.
+        timeout: seconds to wait for one ordinary answer.
+        retry: when and how often a call is repeated.
+
+    Raises:
+        ConfigurationError: the URL is none.
+    """
+
+    def __init__(
+        self,
+        url: str | None = None,
+        key: str | None = None,
+        *,
+        timeout: float = 30.0,
+        retry: RetryPolicy | None = None,
+    ) -> None:
+        super().__init__(url, key, timeout=timeout, retry=retry)
+        self.jobs = Jobs(self)
+        self.uploads = Uploads(self)
+        self.artifacts = Artifacts(self)
+        self.methods = Methods(self)
+
+    def whoami(self) -> Mapping[str, Any]:
+        """Tenant and scopes of the key in use."""
+        found: Mapping[str, Any] = self.call(calls.get_json("/v1/whoami"))
+        return found
+
+    def keys(self) -> Any:
+        """The tenant's keys, without their secrets."""
+        return self.call(calls.get_json("/v1/keys"))
+
+
+class Jobs:
+    """Submit jobs, follow them, fetch what they made."""
+
+    def __init__(self, client: Transport) -> None:
+        self._client = client
+
+    def submit(
+        self, spec: Mapping[str, Any], *, idempotency_key: str | None = None, **options: Any
+    ) -> Job:
+        """Submit a job.
+
+        Args:
+            spec: the method and its parameters; ``stiefel methods NAME`` shows the schema.
+            idempotency_key: repeat with the same key and you get the same job; made up when
+                left out, so that a retry behind the scenes never makes a second job.
+            options: ``labels``, ``priority``, ``deadline``, ``max_attempts``, ``output_ttl``.
+
+        Raises:
+            BadRequestError: the spec is refused; ``errors`` names each field.
+        """
+        call = calls.submit_job(spec, idempotency_key=idempotency_key, **options)
+        return self._client.call(call).job
+
+    def plan(self, spec: Mapping[str, Any], **options: Any) -> Plan:
+        """What the job would do, without doing it."""
+        return self._client.call(calls.plan_job(spec, **options))
+
+    def get(self, job_id: str) -> Job:
+        """The job as it is now."""
+        return self._client.call(calls.get_job(job_id))
+
+    def list(
+        self,
+        *,
+        status: Sequence[str] = (),
+        label: Sequence[str] = (),
+        after: str | None = None,
+        limit: int = 50,
+    ) -> Page[Job]:
+        """One page of jobs, newest first; ``label`` entries read ``name=value``."""
+        return self._client.call(
+            calls.list_jobs(status=status, label=label, after=after, limit=limit)
+        )
+
+    def cancel(self, job_id: str) -> Job:
+        """Ask a job to end without its result."""
+        return self._client.call(calls.act_on_job(job_id, "cancel"))
+
+    def pause(self, job_id: str) -> Job:
+        """Ask a job to stop at its next checkpoint and keep its place."""
+        return self._client.call(calls.act_on_job(job_id, "pause"))
+
+    def resume(self, job_id: str) -> Job:
+        """Let a paused job go on."""
+        return self._client.call(calls.act_on_job(job_id, "resume"))
+
+    def retry(self, job_id: str) -> Job:
+        """Let a failed, cancelled or expired job start again."""
+        return self._client.call(calls.act_on_job(job_id, "retry"))
+
+    def wait(
+        self,
+        job_id: str,
+        *,
+        timeout: float | None = None,
+        on_change: Callable[[Job], None] | None = None,
+    ) -> Job:
+        """Wait until the job is finished, whatever its end; a restart of the service is survived.
+
+        Args:
+            job_id: the job to wait for.
+            timeout: seconds; None waits for ever.
+            on_change: called with the job on every change seen.
+
+        Raises:
+            WaitTimeoutError: not finished in time; the job itself goes on.
+        """
+        steps = wait_steps(job_id, timeout=timeout, on_change=on_change)
+        return self._drive(steps)
+
+    def _drive(self, steps: Steps) -> Job:
+        reply: calls.Reading | None = None
+        answered = time.monotonic()
+        try:
+            step = next(steps)
+            while True:
+                if isinstance(step, float):
+                    time.sleep(step)
+                else:
+                    try:
+                        reply = self._client.call(step)
+                        answered = time.monotonic()
+                    except (ServiceUnreachableError, ServerError):
+                        if time.monotonic() - answered > PATIENCE:
+                            raise
+                        reply = None
+                step = steps.send(reply)
+        except StopIteration as stop:
+            job: Job = stop.value
+            return job
+
+    def events(self, job_id: str, *, after: int = 0) -> Iterator[Event]:
+        """Every event beyond ``after``, live, until the job is finished.
+
+        A broken connection is taken up again behind the last event: no gap, no repeat.
+        """
+        reader = EventReader(after)
+        answered = time.monotonic()
+        while True:
+            seen = reader.last_id
+            try:
+                yield from self._stream(job_id, reader)
+            except (httpx.TransportError, ServerError) as error:
+                if time.monotonic() - answered > PATIENCE:
+                    raise unreachable(self._client.service, error) from error
+            else:
+                answered = time.monotonic()
+                if reader.last_id == seen and self.get(job_id).finished:
+                    return
+            reader.broken()
+            time.sleep(reader.pause)
+
+    def _stream(self, job_id: str, reader: EventReader) -> Iterator[Event]:
+        with self._client.stream(calls.stream_events(job_id, after=reader.last_id)) as response:
+            for line in response.iter_lines():
+                event = reader.feed(line)
+                if event is not None:
+                    yield event
+
+    def attempts(self, job_id: str) -> Any:
+        """Every attempt, with the reason it ended."""
+        return self._client.call(calls.job_part(job_id, "attempts"))
+
+    def metrics(self, job_id: str) -> Any:
+        """Every series of figures that the job reported."""
+        return self._client.call(calls.job_part(job_id, "metrics"))
+
+    def checkpoints(self, job_id: str) -> Any:
+        """Every point from which the job could go on."""
+        return self._client.call(calls.job_part(job_id, "checkpoints"))
+
+    def download(
+        self, job: Job, folder: str | Path, *, on_bytes: OnBytes | None = None
+    ) -> builtins.list[Path]:
+        """Fetch every file of a finished job into ``folder``, resuming what is half there.
+
+        Raises:
+            TransferError: the job has no files, or bytes with another sha256 came.
+        """
+        return transfers.download_job(self._client, job, Path(folder), on_bytes=on_bytes)
+
+
+class Uploads:
+    """Bring files to the service."""
+
+    def __init__(self, client: Transport) -> None:
+        self._client = client
+
+    def upload(self, path: str | Path, *, on_bytes: OnBytes | None = None) -> Artifact:
+        """Upload a file in parts; the same file is never sent twice.
+
+        An upload broken off by a crash goes on where it stopped when the same file is
+        uploaded again. Bytes that the service already has are not sent at all.
+
+        Raises:
+            TransferError: the service holds other bytes than were sent.
+        """
+        return transfers.upload(self._client, Path(path), on_bytes=on_bytes)
+
+    def abort(self, upload_id: str) -> None:
+        """Drop an upload and its parts."""
+        self._client.call(calls.abort_upload(upload_id))
+
+
+class Artifacts:
+    """Files that the service keeps."""
+
+    def __init__(self, client: Transport) -> None:
+        self._client = client
+
+    def get(self, artifact_id: str) -> Artifact:
+        """One artifact's record."""
+        return self._client.call(calls.get_artifact(artifact_id))
+
+    def list(self, *, after: str | None = None, limit: int = 50) -> Page[Artifact]:
+        """One page of artifacts, newest first."""
+        return self._client.call(calls.list_artifacts(after=after, limit=limit))
+
+    def delete(self, artifact_id: str) -> None:
+        """Delete an artifact."""
+        self._client.call(calls.delete_artifact(artifact_id))
+
+    def download(
+        self, artifact: Artifact | str, path: str | Path, *, on_bytes: OnBytes | None = None
+    ) -> Path:
+        """Fetch an artifact's bytes to ``path``, resuming what is half there.
+
+        Raises:
+            TransferError: bytes with another sha256 came.
+        """
+        found = self.get(artifact) if isinstance(artifact, str) else artifact
+        source = calls.artifact_content(found.id)
+        return transfers.download(
+            self._client, source, Path(path), sha256=found.sha256, on_bytes=on_bytes
+        )
+
+
+class Methods:
+    """What the service can do."""
+
+    def __init__(self, client: Transport) -> None:
+        self._client = client
+
+    def list(self) -> list[Method]:
+        """Every method on offer."""
+        return self._client.call(calls.list_methods())
+
+    def get(self, name: str) -> Method:
+        """One method with the JSON Schema of its spec."""
+        return self._client.call(calls.get_method(name))

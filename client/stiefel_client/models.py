@@ -1,0 +1,154 @@
+"""What the service answers, typed. Unknown fields are kept: the API only ever adds."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Any, Generic, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field
+
+T = TypeVar("T")
+
+TERMINAL = frozenset({"succeeded", "failed", "cancelled", "expired"})
+"""Statuses that never change again; ``paused`` is not one of them."""
+
+
+class View(BaseModel):
+    """Base of all answers: readable by attribute, unknown fields kept in ``model_extra``."""
+
+    model_config = ConfigDict(extra="allow", protected_namespaces=())
+
+
+class Progress(View):
+    """How far a job is; counts in ``unit``, times in UTC."""
+
+    percent: float | None = None
+    done: float | None = None
+    total: float | None = None
+    unit: str | None = None
+    bytes_done: int | None = None
+    eta: datetime | None = None
+
+
+class JobError(View):
+    """Why a job failed: the same fields as a problem document, and whose fault it was."""
+
+    code: str | None = None
+    detail: str | None = None
+    fix: str | None = None
+    tensor: str | None = None
+    field: str | None = None
+    blame: str | None = None
+
+
+class ResultFile(View):
+    """One file that a job made."""
+
+    artifact: str
+    sha256: str
+    bytes: int
+    kind: str | None = None
+
+
+class JobResult(View):
+    """The files of a finished job by name, and its closing figures."""
+
+    files: dict[str, ResultFile] = Field(default_factory=dict)
+    metrics: dict[str, Any] = Field(default_factory=dict)
+
+
+class Job(View):
+    """One job as the service sees it now."""
+
+    id: str
+    status: str
+    method: str | None = None
+    stage: str | None = None
+    spec: dict[str, Any] = Field(default_factory=dict)
+    labels: dict[str, str] = Field(default_factory=dict)
+    allowed_actions: list[str] = Field(default_factory=list)
+    progress: Progress | None = None
+    attempts: Any = None
+    result: JobResult | None = None
+    error: JobError | None = None
+    timestamps: dict[str, datetime | None] = Field(default_factory=dict)
+    links: dict[str, Any] = Field(default_factory=dict)
+
+    @property
+    def finished(self) -> bool:
+        """Whether the status is final."""
+        return self.status in TERMINAL
+
+    @property
+    def succeeded(self) -> bool:
+        """Whether it ended with its files."""
+        return self.status == "succeeded"
+
+    @property
+    def method_name(self) -> str:
+        """The method, from wherever the answer carries it."""
+        return self.method or str(self.spec.get("method", "?"))
+
+
+class Artifact(View):
+    """A stored file."""
+
+    id: str
+    sha256: str
+    bytes: int | None = None
+    name: str | None = None
+    kind: str | None = None
+    created_at: datetime | None = None
+    expires_at: datetime | None = None
+
+
+class UploadPart(View):
+    """One part of an upload: where its bytes go, counted from 1."""
+
+    number: int
+    url: str | None = None
+    received: bool = False
+
+
+class Upload(View):
+    """A resumable upload: parts of ``part_size`` bytes, the last one shorter."""
+
+    id: str
+    part_size: int
+    parts: list[UploadPart] = Field(default_factory=list)
+    artifact: Artifact | None = None
+
+
+class Event(View):
+    """One entry of a job's history; ``seq`` has no gaps."""
+
+    seq: int
+    type: str
+    data: dict[str, Any] = Field(default_factory=dict)
+    at: datetime | None = None
+
+
+class Method(View):
+    """One thing the service can do, with the JSON Schema of its spec."""
+
+    name: str
+    summary: str | None = None
+    json_schema: Mapping[str, Any] = Field(default_factory=dict, alias="schema")
+
+
+class Plan(View):
+    """What a job would do: the answer of a dry run."""
+
+    tensors_selected: Any = None
+    tensors_skipped: Any = None
+    output_bytes: int | None = None
+    warnings: list[str] = Field(default_factory=list)
+
+
+class Page(View, Generic[T]):
+    """One page of a list; ask on with ``after=next``."""
+
+    data: list[T]
+    has_more: bool = False
+    next: str | None = None

@@ -1,0 +1,292 @@
+"""Files to and from the service: resumable, hashed, never whole in memory.
+
+An upload sends the file's sha256 first, so that bytes already owned are not sent again,
+and asks which parts have arrived before it sends any. A download grows ``NAME.part``,
+goes on behind its last byte after a break, and renames it only when the digest is right.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO
+from urllib.parse import urljoin, urlsplit
+
+import httpx
+
+from stiefel_client import calls
+from stiefel_client.errors import NotFoundError, StiefelApiError, TransferError, error_from
+from stiefel_client.locate import data_dir
+from stiefel_client.models import Artifact, Job, Upload, UploadPart
+from stiefel_client.transport import OnBytes, Transport
+
+BLOCK = 2**20
+
+
+def sha256_of(path: Path, on_bytes: Callable[[int], None] | None = None) -> str:
+    """Hex digest of a file, streamed."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(BLOCK):
+            digest.update(block)
+            if on_bytes:
+                on_bytes(len(block))
+    return digest.hexdigest()
+
+
+def upload(client: Transport, path: Path, *, on_bytes: OnBytes | None = None) -> Artifact:
+    """Upload a file; see ``Uploads.upload``."""
+    if not path.is_file():
+        raise TransferError(f"{path} is no file", fix="Give the path of a readable file")
+    size, digest = path.stat().st_size, sha256_of(path)
+    journal = _Journal(client.service.url, digest)
+    begun = _unfinished(client, journal) or client.call(
+        calls.create_upload(path.name, size=size, sha256=digest)
+    )
+    if isinstance(begun, Upload):
+        journal.write(begun.id)
+        _send_parts(client, path, begun, size, on_bytes)
+        begun = client.call(calls.complete_upload(begun.id))
+        journal.forget()
+    if begun.sha256 != digest:
+        raise TransferError(
+            f"the service holds {path.name} with sha256 {begun.sha256}, sent was {digest}",
+            fix="The file changed while it was sent; upload it again",
+        )
+    if on_bytes:
+        on_bytes(size, size)
+    return begun
+
+
+def _unfinished(client: Transport, journal: _Journal) -> Upload | None:
+    """The upload of the same bytes that a crash left behind, if the service still knows it."""
+    upload_id = journal.read()
+    if upload_id is None:
+        return None
+    try:
+        return client.call(calls.get_upload(upload_id))
+    except NotFoundError:
+        journal.forget()
+        return None
+
+
+def _send_parts(
+    client: Transport, path: Path, begun: Upload, size: int, on_bytes: OnBytes | None
+) -> None:
+    done = 0
+    with path.open("rb") as file:
+        for part in begun.parts:
+            start = (part.number - 1) * begun.part_size
+            length = min(begun.part_size, size - start)
+            if not part.received:
+                _send_part(client, file, part, start, length)
+            done += length
+            if on_bytes:
+                on_bytes(done, size)
+
+
+def _send_part(
+    client: Transport, file: IO[bytes], part: UploadPart, start: int, length: int
+) -> None:
+    if part.url is None:
+        raise TransferError(f"the service named no URL for part {part.number}")
+    url = urljoin(client.service.url + "/", part.url)
+    # A presigned URL carries its own right; the key must not go to another host.
+    own = urlsplit(url).netloc == urlsplit(client.service.url).netloc
+    send = client.http.put if own else httpx.put
+    attempt = 0
+    while True:
+        attempt += 1
+        pause: float | None
+        try:
+            response = send(
+                url,
+                content=_slice(file, start, length),
+                headers={"Content-Length": str(length)},
+                timeout=httpx.Timeout(300.0, connect=10.0),
+            )
+        except httpx.TransportError as error:
+            pause = client.retry.after_error(error, attempt, repeatable=True)
+            if pause is None:
+                raise TransferError(
+                    f"part {part.number} could not be sent ({error})",
+                    fix="Upload the same file again: it goes on at this part",
+                ) from error
+        else:
+            pause = client.retry.after_answer(response, attempt, repeatable=True)
+            if pause is None:
+                if response.status_code >= 400:
+                    raise error_from(response)
+                return
+        time.sleep(pause)
+
+
+def _slice(file: IO[bytes], start: int, length: int) -> Iterator[bytes]:
+    file.seek(start)
+    while length > 0:
+        block = file.read(min(BLOCK, length))
+        if not block:
+            raise TransferError("the file became shorter while it was sent")
+        length -= len(block)
+        yield block
+
+
+class _Journal:
+    """Remembers, across a crash, under which id the bytes of one digest are being uploaded."""
+
+    def __init__(self, url: str, digest: str) -> None:
+        slug = hashlib.sha256(f"{url} {digest}".encode()).hexdigest()[:32]
+        self._path = data_dir() / "client" / "uploads" / f"{slug}.json"
+
+    def read(self) -> str | None:
+        try:
+            return str(json.loads(self._path.read_text(encoding="utf-8"))["upload"])
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+
+    def write(self, upload_id: str) -> None:
+        try:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            self._path.write_text(json.dumps({"upload": upload_id}), encoding="utf-8")
+        except OSError:
+            # Only resuming after a crash is lost when no journal can be kept.
+            return
+
+    def forget(self) -> None:
+        try:
+            self._path.unlink(missing_ok=True)
+        except OSError:
+            return
+
+
+def download_job(
+    client: Transport, job: Job, folder: Path, *, on_bytes: OnBytes | None = None
+) -> list[Path]:
+    """Fetch every file of a finished job; see ``Jobs.download``."""
+    if job.result is None or not job.result.files:
+        raise TransferError(
+            f"{job.id} is {job.status} and has no files", fix=f"stiefel watch {job.id}"
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    whole = sum(file.bytes for file in job.result.files.values())
+    before, paths = 0, []
+    for name, file in job.result.files.items():
+        base = before
+
+        def count(done: int, _: int, base: int = base) -> None:
+            if on_bytes:
+                on_bytes(base + done, whole)
+
+        target = folder / _safe_name(name)
+        source = calls.job_file(job.id, name)
+        paths.append(download(client, source, target, sha256=file.sha256, on_bytes=count))
+        before += file.bytes
+    return paths
+
+
+def download(
+    client: Transport,
+    source: str,
+    target: Path,
+    *,
+    sha256: str,
+    on_bytes: OnBytes | None = None,
+) -> Path:
+    """Fetch one path of the service to ``target``, resuming ``target.part``; a good file stays.
+
+    Raises:
+        TransferError: other bytes came than the digest promises; the part file is removed.
+    """
+    if target.is_file() and sha256_of(target) == sha256:
+        return target
+    part = target.with_name(target.name + ".part")
+    attempt = 0
+    while True:
+        attempt += 1
+        have = part.stat().st_size if part.exists() else 0
+        pause: float | None
+        try:
+            _fetch(client, source, part, sha256, on_bytes)
+            break
+        except httpx.TransportError as error:
+            if part.exists() and part.stat().st_size > have:
+                attempt = 1  # it is moving: patience starts anew
+            pause = client.retry.after_error(error, attempt, repeatable=True)
+            if pause is None:
+                raise TransferError(
+                    f"{target.name} broke off ({error})", fix="Download again: it goes on there"
+                ) from error
+        except StiefelApiError as error:
+            if error.status < 500 or attempt >= client.retry.attempts:
+                raise
+            pause = client.retry.pause(attempt)
+        time.sleep(pause)
+    _finish(part, target, sha256)
+    return target
+
+
+def _fetch(
+    client: Transport, source: str, part: Path, sha256: str, on_bytes: OnBytes | None
+) -> None:
+    """Append the missing bytes to ``part``; starts over when the service sends the whole."""
+    have = part.stat().st_size if part.exists() else 0
+    with _open(client, source, have, sha256) as response:
+        if response.status_code == 416:
+            # Nothing lies behind what is there: the digest decides whether it is right.
+            return
+        if response.status_code >= 400:
+            response.read()
+            raise error_from(response)
+        resumed = response.status_code == 206
+        done = have if resumed else 0
+        total = done + int(response.headers.get("content-length", 0))
+        with part.open("ab" if resumed else "wb") as file:
+            for block in response.iter_raw(BLOCK):
+                file.write(block)
+                done += len(block)
+                if on_bytes:
+                    on_bytes(done, total)
+
+
+@contextmanager
+def _open(client: Transport, source: str, have: int, sha256: str) -> Iterator[httpx.Response]:
+    """Open a download behind its first ``have`` bytes, at the service or where it points to."""
+    headers = {"Accept-Encoding": "identity"}
+    if have:
+        headers["Range"] = f"bytes={have}-"
+    guard = {"If-Range": f'"{sha256}"'} if have else {}
+    timeout = httpx.Timeout(60.0, connect=10.0)
+    with client.http.stream("GET", source, headers=headers | guard, timeout=timeout) as response:
+        if not response.has_redirect_location:
+            yield response
+            return
+        location = urljoin(client.service.url + "/", response.headers["location"])
+    # A presigned URL carries its own right, so the key stays here. Its ETag is the store's,
+    # so If-Range would always miss; the key is the content's digest and cannot change.
+    with httpx.stream("GET", location, headers=headers, timeout=timeout) as response:
+        yield response
+
+
+def _finish(part: Path, target: Path, sha256: str) -> None:
+    found = sha256_of(part)
+    if found != sha256:
+        part.unlink()
+        raise TransferError(
+            f"{target.name} arrived with sha256 {found}, promised was {sha256}",
+            fix="Download it again; if it comes again, the store is damaged",
+        )
+    with part.open("rb") as file:
+        os.fsync(file.fileno())
+    part.replace(target)
+
+
+def _safe_name(name: str) -> str:
+    """A file name from the service as a plain name: it must not lead out of the folder."""
+    if name in ("", ".", "..") or "/" in name or "\\" in name or "\0" in name:
+        raise TransferError(f"the service named a file {name!r}, which is no plain name")
+    return name

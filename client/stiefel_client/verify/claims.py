@@ -1,0 +1,180 @@
+"""Every claim of a certificate, measured again in float64 and compared."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from stiefel_client.tensorfile import Array, TensorEntry, TensorFile, decodable
+from stiefel_client.verify import measures
+from stiefel_client.verify.certificate import CertifiedTensor
+from stiefel_client.verify.report import Claim, Verification
+from stiefel_client.verify.sources import Sources
+
+Figures = dict[str, float | None]
+
+# Both sides measure in float64 from the same stored numbers: what remains is the order of
+# summation. The absolute part covers figures that are themselves rounding noise.
+RELATIVE = 1e-3
+ABSOLUTE = 1e-9
+
+
+def check_claims(
+    file: TensorFile, rows: Sequence[CertifiedTensor], sources: Sources, outcome: Verification
+) -> None:
+    """Measure the claims of one file's tensors; factors wait until all files are open."""
+    intact = {check.name: at for at, check in enumerate(outcome.tensors)}
+    for row in rows:
+        entry = file.tensors.get(row.name)
+        if entry is None or row.name not in intact:
+            continue
+        if row.role == "unchanged":
+            _check_unchanged(row, sources, outcome)
+        elif row.role != "factor" and row.claims and _is_matrix(entry):
+            measured = _measure(file, entry, row, sources)
+            _judge(intact[row.name], row.claims, measured, min(entry.matrix_shape), outcome)
+
+
+def check_factors(
+    files: Mapping[str, TensorFile],
+    rows: Sequence[CertifiedTensor],
+    sources: Sources,
+    outcome: Verification,
+) -> None:
+    """Measure the claims of factors, all factors of one source together."""
+    intact = {check.name: at for at, check in enumerate(outcome.tensors)}
+    groups: dict[str, list[CertifiedTensor]] = {}
+    for row in rows:
+        if row.role == "factor":
+            groups.setdefault(row.source or row.name, []).append(row)
+    for source, group in groups.items():
+        if all(row.name in intact for row in group):
+            figures = _factor_figures(files, source, group, sources)
+            for row in group:
+                size = min(files[row.file].tensors[row.name].matrix_shape)
+                _judge(intact[row.name], row.claims, figures, size, outcome)
+
+
+def _is_matrix(entry: TensorEntry) -> bool:
+    return decodable(entry) and len(entry.shape) >= 2 and entry.elements > 0
+
+
+def _check_unchanged(row: CertifiedTensor, sources: Sources, outcome: Verification) -> None:
+    original = sources.digest(row.source or row.name)
+    if original is not None and original != row.sha256:
+        outcome.add(row.name, "not_unchanged", "certified as unchanged, but the input differs")
+
+
+def _measure(
+    file: TensorFile, entry: TensorEntry, row: CertifiedTensor, sources: Sources
+) -> Figures:
+    """Every figure that the file, and the source where there is one, shows of one matrix."""
+    figures: Figures = {}
+    scale = _scale(row.claims)
+    gram = measures.gram(file, entry)
+    if "orthogonality_defect" in row.claims:
+        figures["orthogonality_defect"] = measures.orthogonality_defect(gram, scale)
+    if "rank" in row.claims:
+        figures["rank"] = measures.numerical_rank(file, entry, gram)
+    source = sources.matrix(row.source or row.name)
+    if source is None:
+        return figures
+    values = file.rows(entry, 0, entry.matrix_shape[0])
+    if row.role == "projected":
+        return figures | _projection_figures(values, source, scale)
+    return figures | _approximation_figures(values, source, row.claims)
+
+
+def _projection_figures(values: Array, source: Array, scale: float) -> Figures:
+    optimum = measures.nearest_orthonormal(source, scale)
+    return {
+        "distance_to_input": float(np.linalg.norm(values - source)),
+        "distance_to_optimum": (
+            float(np.linalg.norm(values - optimum.nearest)) if optimum.unique else None
+        ),
+        "optimum_distance_to_input": optimum.distance,
+    }
+
+
+def _approximation_figures(values: Array, source: Array, claims: Mapping[str, Any]) -> Figures:
+    norm = float(np.linalg.norm(source)) or 1.0
+    figures: Figures = {"relative_error": float(np.linalg.norm(values - source)) / norm}
+    rank = claims.get("rank")
+    if isinstance(rank, int):
+        tail = measures.best_rank(source, rank)
+        figures["retained_energy"] = tail.retained_energy
+        figures["optimal_error"] = tail.optimal_error
+    return figures
+
+
+def _factor_figures(
+    files: Mapping[str, TensorFile],
+    source_name: str,
+    group: Sequence[CertifiedTensor],
+    sources: Sources,
+) -> Figures:
+    entries = [(files[row.file], files[row.file].tensors[row.name]) for row in group]
+    if not all(_is_matrix(entry) for _, entry in entries):
+        return {}
+    figures: Figures = {
+        "rank": min(measures.numerical_rank(file, entry) for file, entry in entries)
+    }
+    source = sources.matrix(source_name)
+    if source is not None and len(group) > 1:
+        factors = [file.rows(entry, 0, entry.matrix_shape[0]) for file, entry in entries]
+        product = _product(factors, source)
+        if product is not None:
+            figures |= _approximation_figures(product, source, group[0].claims)
+    return figures
+
+
+def _product(factors: Sequence[Array], source: Array) -> Array | None:
+    """The product of the factors in the order whose shapes chain to the source's.
+
+    Square factors chain in any order: the product nearest to the source is the one meant.
+    """
+    best: Array | None = None
+    for order in itertools.permutations(factors):
+        chained = all(a.shape[1] == b.shape[0] for a, b in itertools.pairwise(order))
+        if not chained or (order[0].shape[0], order[-1].shape[1]) != source.shape:
+            continue
+        product = np.linalg.multi_dot(order)
+        if best is None or np.linalg.norm(product - source) < np.linalg.norm(best - source):
+            best = product
+    return best
+
+
+def _judge(
+    at: int, claims: Mapping[str, Any], measured: Figures, size: int, outcome: Verification
+) -> None:
+    """Compare the claims of one tensor and note those that do not hold."""
+    check = outcome.tensors[at]
+    judged = []
+    for name, value in claims.items():
+        if isinstance(value, int | float) and not isinstance(value, bool) and name in measured:
+            claim = _claim(name, float(value), measured[name], size)
+            judged.append(claim)
+            if not claim.holds:
+                found = f"{name} is {claim.measured:.6g}, certified {claim.claimed:.6g}"
+                outcome.add(check.name, "claim_fails", found)
+    outcome.tensors[at] = replace(check, claims=tuple(judged))
+
+
+def _claim(name: str, claimed: float, measured: float | None, size: int) -> Claim:
+    if measured is None:
+        return Claim(name, claimed, None, True)
+    if name == "rank":
+        return Claim(name, claimed, measured, measured <= claimed)
+    bound = RELATIVE * max(abs(claimed), abs(measured)) + ABSOLUTE * math.sqrt(size)
+    # A comparison with a NaN is false: what is not finite does not hold.
+    return Claim(name, claimed, measured, abs(claimed - measured) <= bound)
+
+
+def _scale(claims: Mapping[str, Any]) -> float:
+    scale = claims.get("scale", 1.0)
+    return float(scale) if isinstance(scale, int | float) and scale else 1.0

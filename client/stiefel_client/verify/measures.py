@@ -1,0 +1,102 @@
+"""What can be measured on the matrices of a file, in float64, with bounded blocks.
+
+Sources: Golub and Van Loan, Matrix Computations, 4th ed., sections 5.2 and 5.5; Higham,
+Functions of Matrices, ch. 8 (the polar factor is the nearest matrix with orthonormal columns).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+
+from stiefel_client.tensorfile import EPS, Array, TensorEntry, TensorFile
+
+BLOCK_NUMBERS = 4 * 2**20  # 32 MiB of float64 per block
+
+
+def tall_blocks(file: TensorFile, entry: TensorEntry) -> Iterator[Array]:
+    """Row blocks ``(b, p)`` of the tensor's matrix, transposed first where it is wide."""
+    height, width = entry.matrix_shape
+    step = max(1, BLOCK_NUMBERS // max(1, min(height, width)))
+    if height >= width:
+        for first in range(0, height, step):
+            yield file.rows(entry, first, min(first + step, height))
+    else:
+        for first in range(0, width, step):
+            yield file.columns(entry, first, min(first + step, width)).T
+
+
+def gram(file: TensorFile, entry: TensorEntry) -> Array:
+    """X^H X, ``(p, p)`` with p the smaller side, accumulated in float64 block by block."""
+    p = min(entry.matrix_shape)
+    total = np.zeros((p, p), dtype=np.complex128 if entry.dtype == "C64" else np.float64)
+    for block in tall_blocks(file, entry):
+        # For a real block numpy recognises b.T @ b and computes one triangle only.
+        total += block.conj().T @ block if np.iscomplexobj(block) else block.T @ block
+    return total
+
+
+def orthogonality_defect(gram_matrix: Array, scale: float = 1.0) -> float:
+    """||X^H X / scale^2 - I||_F from the Gram matrix; ``scale`` is a gain kept on purpose."""
+    return float(np.linalg.norm(gram_matrix / scale**2 - np.eye(len(gram_matrix))))
+
+
+def numerical_rank(file: TensorFile, entry: TensorEntry, gram_matrix: Array | None = None) -> int:
+    """Singular values above ``max(n, m) * eps * sigma_max``, eps of the stored dtype.
+
+    The Gram matrix squares the condition number, which float64 affords for dtypes of 32
+    bits and fewer; a float64 tensor goes through a QR of its blocks instead.
+    """
+    if entry.elements == 0:
+        return 0
+    if entry.dtype == "F64":
+        sigma = np.linalg.svd(_triangle(file, entry), compute_uv=False)
+    else:
+        squares = np.linalg.eigvalsh(gram(file, entry) if gram_matrix is None else gram_matrix)
+        sigma = np.sqrt(np.clip(squares, 0.0, None))
+    bound = max(entry.matrix_shape) * EPS[entry.dtype] * float(sigma.max())
+    return int(np.count_nonzero(sigma > bound))
+
+
+def _triangle(file: TensorFile, entry: TensorEntry) -> Array:
+    """The R factor of the whole matrix, from the QR of one block after the other."""
+    triangle: Array = np.zeros((0, min(entry.matrix_shape)))
+    for block in tall_blocks(file, entry):
+        triangle = np.asarray(np.linalg.qr(np.vstack([triangle, block]), mode="r"))
+    return triangle
+
+
+class Optimum(NamedTuple):
+    """The closed-form optimum of a projection, from one float64 SVD of the source."""
+
+    nearest: Array  # (n, m), the polar factor times ``scale``
+    distance: float  # ||nearest - source||_F
+    unique: bool  # False where the source is rank-deficient: many matrices are equally near
+
+
+def nearest_orthonormal(source: Array, scale: float = 1.0) -> Optimum:
+    """The nearest matrix with orthonormal columns (rows, if wide), times ``scale``."""
+    left, sigma, right = np.linalg.svd(source, full_matrices=False)
+    nearest = scale * (left @ right)
+    # Near rank deficiency the factor moves by eps / sigma_min: no figure to compare.
+    unique = bool(sigma[-1] > 1e-8 * sigma[0])
+    return Optimum(nearest, float(np.linalg.norm(nearest - source)), unique)
+
+
+class Tail(NamedTuple):
+    """What the best rank-r approximation keeps and loses (Eckart and Young)."""
+
+    retained_energy: float  # sum of the r largest sigma^2 over the sum of all
+    optimal_error: float  # norm of the other sigma over the norm of all
+
+
+def best_rank(source: Array, rank: int) -> Tail:
+    """Energy kept and relative error of the best approximation of ``source`` at ``rank``."""
+    squares = np.linalg.svd(source, compute_uv=False) ** 2
+    whole = float(squares.sum())
+    if whole == 0.0:
+        return Tail(1.0, 0.0)
+    lost = float(squares[rank:].sum())
+    return Tail(1.0 - lost / whole, float(np.sqrt(lost / whole)))
