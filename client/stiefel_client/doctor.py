@@ -6,9 +6,9 @@ import os
 import shutil
 import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 from stiefel_client.client import Stiefel
 from stiefel_client.errors import StiefelApiError, StiefelClientError
@@ -57,20 +57,18 @@ def _torch() -> Check:
 
 def _data_dir() -> Check:
     folder = data_dir()
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            return Check("data folder", True, f"{folder} is writable")
-    except OSError as error:
-        fix = "Name a writable one in STIEFEL_DATA_DIR"
-        return Check("data folder", False, f"{folder}: {error.strerror}", fix)
+    ok = os.access(_existing(folder), os.W_OK | os.X_OK)
+    fix = None if ok else "Name a writable one in STIEFEL_DATA_DIR"
+    return Check("data folder", ok, f"{folder} is {'' if ok else 'not '}writable", fix)
+
+
+def _existing(folder: Path) -> Path:
+    """The folder itself, or the nearest one above it that exists."""
+    return next(place for place in (folder, *folder.parents) if place.exists())
 
 
 def _disk() -> Check:
-    folder = data_dir()
-    while not folder.exists():
-        folder = folder.parent
-    free = shutil.disk_usage(folder).free
+    free = shutil.disk_usage(_existing(data_dir())).free
     fix = "A conversion needs about three times the checkpoint: make room"
     ok = free >= ENOUGH_BYTES
     return Check("disk", ok, f"{free / 1e9:.1f} GB free", None if ok else fix, needed=False)

@@ -123,10 +123,12 @@ def methods(
 
 def _kind(about: dict[str, Any]) -> str:
     options = about.get("anyOf") or [about]
-    names = (
-        str(o.get("const", o.get("type", o.get("$ref", "").rpartition("/")[2]))) for o in options
-    )
-    return " or ".join(dict.fromkeys(name for name in names if name))
+    return " or ".join(dict.fromkeys(filter(None, map(_one_kind, options))))
+
+
+def _one_kind(option: dict[str, Any]) -> str:
+    reference = str(option.get("$ref", "")).rpartition("/")[2]
+    return str(option.get("const", option.get("type", reference)))
 
 
 def _line(about: dict[str, Any]) -> str:

@@ -27,8 +27,10 @@ from stiefel_client.errors import StiefelApiError, StiefelClientError
 from stiefel_client.models import Job
 from stiefel_client.transport import OnBytes
 
-out = Console(highlight=False, soft_wrap=True)
-err = Console(stderr=True, highlight=False, soft_wrap=True)
+# A pipe has no width: nothing that another program reads is cut.
+_WIDE = 240
+out = Console(highlight=False, width=None if sys.stdout.isatty() else _WIDE)
+err = Console(stderr=True, highlight=False, width=None if sys.stderr.isatty() else _WIDE)
 
 _COLOURS = {"succeeded": "green", "failed": "red", "expired": "red", "cancelled": "yellow"}
 
@@ -67,7 +69,7 @@ def table(columns: Iterable[str], rows: Iterable[Iterable[Any]]) -> Table:
     """A plain table; every cell is text, never markup."""
     made = Table(box=None, pad_edge=False, header_style="bold")
     for column in columns:
-        made.add_column(column, no_wrap=True)
+        made.add_column(column, overflow="fold")
     for row in rows:
         made.add_row(*(escape(str(cell)) for cell in row))
     return made
@@ -75,10 +77,8 @@ def table(columns: Iterable[str], rows: Iterable[Iterable[Any]]) -> Table:
 
 def job_row(job: Job) -> tuple[str, ...]:
     """One line of `stiefel jobs`."""
-    created = next(
-        (job.timestamps[k] for k in ("created", "created_at") if k in job.timestamps), None
-    )
-    return (job.id, job.method_name, job.status, _percent(job), _ago(created))
+    created = _ago(job.timestamps.get("created"))
+    return (job.id, job.method_name, job.status, _percent(job), created)
 
 
 def show_job(job: Job) -> None:

@@ -52,9 +52,7 @@ def submit(
     idempotency_key: Annotated[
         str | None, typer.Option(help="The same key never makes a second job.")
     ] = None,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Only say what would be done.")
-    ] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what it would do.")] = False,
     wait: Annotated[bool, typer.Option("--wait", help="Wait for the end.")] = False,
     timeout: Annotated[
         float | None, typer.Option(min=0, help="Seconds to wait; then exit 3.")
