@@ -60,17 +60,18 @@ def reorthonormalize(basis: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _householder(basis: Tensor, block: Tensor) -> Tensor:
-    """Householder QR of both: the trailing columns are orthogonal to the basis whatever the block."""
+    """QR of both: the trailing columns are orthogonal to the basis whatever the block is."""
     rank = basis.shape[-1]
     norms = torch.linalg.vector_norm(block, dim=-2, keepdim=True)
     block = block / torch.where(norms > 0, norms, 1.0)
-    return torch.linalg.qr(torch.cat((basis, block), dim=-1)).Q[..., rank:].contiguous()
+    columns: Tensor = torch.linalg.qr(torch.cat((basis, block), dim=-1)).Q[..., rank:]
+    return columns.contiguous()
 
 
 def _cholesky(basis: Tensor, block: Tensor) -> Tensor | None:
     """Projected, shifted Cholesky QR; None when the block is too ill-conditioned for it."""
     norms = torch.linalg.vector_norm(block, dim=-2, keepdim=True)
-    columns = block / norms
+    columns: Tensor = block / norms
     eps = torch.finfo(block.dtype).eps
     width = block.shape[-1]
     eye = torch.eye(width, dtype=block.dtype, device=block.device)

@@ -89,6 +89,7 @@ class ConvolutionProduct(torch.autograd.Function):
         tape: Tape | None,
         geometry: Geometry,
     ) -> Tensor:
+        """Evaluate; saves what the backward pass needs."""
         a = geometry.convolve(x, V)
         y = mix(U @ S, a)
         ctx.tape, ctx.geometry = tape, geometry
@@ -99,6 +100,7 @@ class ConvolutionProduct(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, delta: Tensor) -> tuple[Tensor | None, ...]:
+        """Return the gradients by input, core and bias; the bases' go to the tape."""
         a, U, S, V, *rest = ctx.saved_tensors
         wants_x, _, wants_s, _, wants_b, _, _ = ctx.needs_input_grad
         geometry, tape = ctx.geometry, ctx.tape
@@ -199,7 +201,9 @@ class LowRankConv2d(LowRankLayer):
             kernel = (U @ S @ V.mT).reshape(self.weight_shape())
             g = self.geometry
             return functional.conv2d(x, kernel, bias, g.stride, g.padding, g.dilation, g.groups)
-        y: Tensor = ConvolutionProduct.apply(x, U, S, V, bias, tape, self.geometry)
+        y: Tensor = ConvolutionProduct.apply(  # type: ignore[no-untyped-call]
+            x, U, S, V, bias, tape, self.geometry
+        )
         return y
 
     def _merges(self) -> bool:

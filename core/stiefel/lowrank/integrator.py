@@ -12,8 +12,7 @@ the last one truncates. ``phase=1`` is the published adaptive method in one back
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -22,28 +21,23 @@ from torch import Tensor, nn
 from stiefel.errors import InvalidInputError
 from stiefel.lowrank import reduce
 from stiefel.lowrank.bases import reorthonormalize
-from stiefel.lowrank.layer import LowRankLayer
+from stiefel.lowrank.members import (
+    Member,
+    check_members,
+    drop_non_finite,
+    rank_rule,
+    trainable_layers,
+)
 from stiefel.lowrank.product import Tape
 from stiefel.lowrank.steps import Factors, Gradients, augment, augmented_gradient
 from stiefel.lowrank.transport import pad_state, rotate_state
-from stiefel.lowrank.truncation import RankRule, truncate_core
+from stiefel.lowrank.truncation import truncate_core
 
 Variant = Literal["exact", "parallel"]
 
 # Rotating a basis multiplies rounding errors; one Newton step every so many phases keeps the
 # defect of float32 bases near 1e-6 for good.
 REORTHONORMALIZE_EVERY = 16
-
-
-@dataclass
-class Member:
-    """One low-rank layer under the integrator's care."""
-
-    name: str
-    layer: LowRankLayer
-    rule: RankRule
-    rank: int  # at the start of the phase
-    phases: int = 0
 
 
 class StepReport(NamedTuple):
@@ -103,7 +97,9 @@ class LowRankIntegrator:
         self.bases_frozen = False
         self.position = 0
         self.members = [
-            Member(name, layer, _rule(layer, tolerance, relative, min_rank, max_rank), layer.rank)
+            Member(
+                name, layer, rank_rule(layer, tolerance, relative, min_rank, max_rank), layer.rank
+            )
             for name, layer in trainable_layers(model)
         ]
         self._names = {parameter: name for name, parameter in model.named_parameters()}
@@ -144,7 +140,7 @@ class LowRankIntegrator:
         """
         opening = self.position == 0 and not self.bases_frozen
         self._average(opening)
-        skipped = self._drop_non_finite(opening)
+        skipped = drop_non_finite(self.members, self._parameters(), self._names)
         if opening:
             for member in self.members:
                 self._augment(member)
@@ -200,7 +196,7 @@ class LowRankIntegrator:
         return [p for group in self.optimizer.param_groups for p in group["params"]]
 
     def _average(self, opening: bool) -> None:
-        """Average the gradients that DDP leaves alone; a layer unused on one process counts zero."""
+        """Average the gradients that DDP leaves alone; unused layers count as zero."""
         if not reduce.is_distributed():
             return
         tensors: list[Tensor] = []
@@ -209,52 +205,20 @@ class LowRankIntegrator:
             layer.S.grad = torch.zeros_like(layer.S) if layer.S.grad is None else layer.S.grad
             tensors.append(layer.S.grad)
             if opening and tape is not None:
-                if tape.dK is None or tape.dL is None:
-                    tape.dK, tape.dL = torch.zeros_like(layer.U), torch.zeros_like(layer.V)
-                tensors += [tape.dK, tape.dL]
+                if tape.grad_k is None or tape.grad_l is None:
+                    tape.grad_k, tape.grad_l = torch.zeros_like(layer.U), torch.zeros_like(layer.V)
+                tensors += [tape.grad_k, tape.grad_l]
         reduce.average_(tensors)
-
-    def _drop_non_finite(self, opening: bool) -> tuple[str, ...]:
-        """Remove every gradient that would corrupt its parameter; one synchronisation if all is well."""
-        parameters = [p for p in self._parameters() if p.grad is not None]
-        norms = torch._foreach_norm([p.grad for p in parameters])
-        taped = [
-            m for m in self.members if opening and m.layer.tape and m.layer.tape.dK is not None
-        ]
-        norms += (
-            torch._foreach_norm(
-                [t for m in taped for t in (m.layer.tape.dK, m.layer.tape.dL)]  # type: ignore[union-attr]
-            )
-            if taped
-            else ()
-        )
-        if not norms or math.isfinite(float(torch.stack([n.float() for n in norms]).sum())):
-            return ()
-        return self._locate_non_finite(parameters)
-
-    def _locate_non_finite(self, parameters: list[nn.Parameter]) -> tuple[str, ...]:
-        bad = {p for p in parameters if not bool(torch.isfinite(p.grad).all())}  # type: ignore[arg-type]
-        for member in self.members:
-            layer, tape = member.layer, member.layer.tape
-            finite = tape is None or all(
-                part is None or bool(torch.isfinite(part).all()) for part in (tape.dK, tape.dL)
-            )
-            if layer.S in bad or layer.bias in bad or not finite:
-                bad |= {p for p in (layer.S, layer.bias) if p is not None}
-                layer.tape = None
-        for parameter in bad:
-            parameter.grad = None
-        return tuple(sorted(self._names.get(p, "a parameter outside the model") for p in bad))
 
     def _augment(self, member: Member) -> None:
         """Extend the bases and leave the augmented core's gradient for the optimizer."""
         layer, tape = member.layer, member.layer.tape
         layer.tape = None
-        if tape is None or tape.dK is None or tape.dL is None or layer.S.grad is None:
+        if tape is None or tape.grad_k is None or tape.grad_l is None or layer.S.grad is None:
             return
         dtype, shape = layer.S.dtype, layer.S.shape
-        gradients = Gradients(tape.dK.to(dtype), tape.dL.to(dtype), layer.S.grad)
-        grown, new_left, new_right = augment(layer.factors, gradients.dK, gradients.dL)
+        gradients = Gradients(tape.grad_k.to(dtype), tape.grad_l.to(dtype), layer.S.grad)
+        grown, new_left, new_right = augment(layer.factors, gradients.grad_k, gradients.grad_l)
         corner = None
         if self.variant == "exact":
             corner = layer.corner(tape, new_left, new_right)
@@ -283,61 +247,6 @@ class LowRankIntegrator:
         )
         rotate_state(self.optimizer, layer.S, shape, cut.left, cut.right)
         member.rank = cut.rank
-
-
-def trainable_layers(model: nn.Module) -> list[tuple[str, LowRankLayer]]:
-    """Every low-rank layer whose core is trained, by name; frozen ones are left alone."""
-    return [
-        (name, module)
-        for name, module in model.named_modules()
-        if isinstance(module, LowRankLayer) and module.S.requires_grad
-    ]
-
-
-def check_members(members: list[Member], optimizer: torch.optim.Optimizer) -> None:
-    """Raise on layers that cannot be integrated with this optimizer."""
-    if not members:
-        raise InvalidInputError(
-            "the model holds no trainable low-rank layer",
-            code="no_low_rank_layer",
-            fix="convert it first: to_low_rank(model, rank=...)",
-        )
-    held = {p for group in optimizer.param_groups for p in group["params"]}
-    owner: dict[nn.Parameter, str] = {}
-    for member in members:
-        core = member.layer.S
-        if core in owner:
-            raise InvalidInputError(
-                f"layers {owner[core]!r} and {member.name!r} share one core",
-                code="tied_core",
-                tensor=member.name,
-                fix="share the module itself, or untie the layers",
-            )
-        owner[core] = member.name
-        if core.dtype not in (torch.float32, torch.float64):
-            raise InvalidInputError(
-                f"the factors of {member.name!r} are {core.dtype}",
-                code="half_precision_factors",
-                tensor=member.name,
-                fix="keep float32 factors and compute under torch.autocast",
-            )
-        if core not in held:
-            raise InvalidInputError(
-                f"the optimizer does not hold the core of {member.name!r}",
-                code="core_not_in_optimizer",
-                tensor=member.name,
-                fix="build the optimizer on model.parameters() after the conversion",
-            )
-
-
-def _rule(
-    layer: LowRankLayer, tolerance: float, relative: bool, least: int | None, most: int | None
-) -> RankRule:
-    size = min(layer.matrix_shape)
-    lower = min(size, max(2, math.ceil(0.01 * size))) if least is None else min(least, size)
-    upper = None if most is None else max(most, 1)
-    lower = lower if upper is None or least is not None else min(lower, upper)
-    return RankRule(tolerance, relative, lower, upper)
 
 
 def _reorthonormalized(factors: Factors) -> Factors:

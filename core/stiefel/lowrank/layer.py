@@ -98,9 +98,8 @@ class LowRankLayer(nn.Module):
         self, state_dict: Mapping[str, Any], prefix: str, *args: Any, **kwargs: Any
     ) -> None:
         """Adopt the ranks of the checkpoint before the ordinary, strict loading copies it."""
-        saved = [state_dict.get(prefix + name) for name in "USV"]
-        if all(isinstance(part, Tensor) for part in saved):
-            left, core, right = saved
+        if all(isinstance(state_dict.get(prefix + name), Tensor) for name in "USV"):
+            left, core, right = (state_dict[prefix + name] for name in "USV")
             fits = (
                 left.shape[:-1] == self.U.shape[:-1]
                 and right.shape[:-1] == self.V.shape[:-1]
@@ -115,7 +114,7 @@ class LowRankLayer(nn.Module):
                         self.V.new_empty(right.shape),
                     )
                 )
-        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)  # type: ignore[arg-type]
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
 
 def compute_copies(layer: LowRankLayer, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:

@@ -105,9 +105,9 @@ class LowRankLinear(LowRankLayer):
         tape = recording(self)
         y: Tensor
         if tape is None and self._merges(rows.shape[0]):
-            y = MergedProduct.apply(rows, U, S, V, bias)
+            y = MergedProduct.apply(rows, U, S, V, bias)  # type: ignore[no-untyped-call]
         else:
-            y = LinearProduct.apply(rows, U, S, V, bias, tape)
+            y = LinearProduct.apply(rows, U, S, V, bias, tape)  # type: ignore[no-untyped-call]
         return y if x.ndim == 2 else y.reshape(*x.shape[:-1], y.shape[-1])
 
     def _merges(self, rows: int) -> bool:

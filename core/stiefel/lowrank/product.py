@@ -1,4 +1,4 @@
-"""The factored product on one tape: forward in factors, backward with every gradient a step needs."""
+"""The factored product on one tape: one backward pass with every gradient a step needs."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from torch.autograd.function import once_differentiable
 class Tape:
     """What one or more backward passes leave behind for the bases.
 
-    ``dK`` and ``dL`` add up over micro-batches. ``pairs`` keeps (input, output gradient) when
+    ``grad_k`` and ``grad_l`` add up over micro-batches. ``pairs`` keeps (input, output gradient) if
     the exact corner Ut^T G Vt is wanted; both are activations that the pass held anyway.
     """
 
     keep_pairs: bool = True
-    dK: Tensor | None = None
-    dL: Tensor | None = None
+    grad_k: Tensor | None = None
+    grad_l: Tensor | None = None
     pairs: list[tuple[Tensor, Tensor]] = field(default_factory=list)
 
-    def add(self, dK: Tensor, dL: Tensor, x: Tensor, delta: Tensor) -> None:
+    def add(self, grad_k: Tensor, grad_l: Tensor, x: Tensor, delta: Tensor) -> None:
         """Record one backward pass."""
-        self.dK = dK if self.dK is None else self.dK + dK
-        self.dL = dL if self.dL is None else self.dL + dL
+        self.grad_k = grad_k if self.grad_k is None else self.grad_k + grad_k
+        self.grad_l = grad_l if self.grad_l is None else self.grad_l + grad_l
         if self.keep_pairs:
             self.pairs.append((x, delta))
 
@@ -48,6 +48,7 @@ class LinearProduct(torch.autograd.Function):
         bias: Tensor | None,
         tape: Tape | None,
     ) -> Tensor:
+        """Evaluate; saves what the backward pass needs."""
         a = x @ V
         h = a @ S.t()
         y = h @ U.t() if bias is None else torch.addmm(bias, h, U.t())
@@ -58,6 +59,7 @@ class LinearProduct(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, delta: Tensor) -> tuple[Tensor | None, ...]:
+        """Return the gradients by input, core and bias; the bases' go to the tape."""
         a, U, S, V, *rest = ctx.saved_tensors
         wants_x, _, wants_s, _, wants_b, _ = ctx.needs_input_grad
         c = delta @ U
@@ -83,6 +85,7 @@ class MergedProduct(torch.autograd.Function):
     def forward(
         ctx: Any, x: Tensor, U: Tensor, S: Tensor, V: Tensor, bias: Tensor | None
     ) -> Tensor:
+        """Evaluate; saves what the backward pass needs."""
         weight = (U @ S) @ V.t()
         ctx.save_for_backward(x, U, V, weight)
         return torch.nn.functional.linear(x, weight, bias)
@@ -90,6 +93,7 @@ class MergedProduct(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, delta: Tensor) -> tuple[Tensor | None, ...]:
+        """Return the gradients by input, core and bias."""
         x, U, V, weight = ctx.saved_tensors
         wants_x, _, wants_s, _, wants_b = ctx.needs_input_grad
         return (

@@ -29,7 +29,9 @@ def prepare_for_ddp(model: nn.Module, *, also: Iterable[str] = ()) -> nn.Module:
     for name, module in model.named_modules():
         if isinstance(module, LowRankLayer):
             names += [f"{name}.{part}" if name else part for part in "USV"]
-    DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(model, names)
+    DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(  # type: ignore[no-untyped-call]
+        model, names
+    )
     if is_distributed():
         tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
         with torch.no_grad():

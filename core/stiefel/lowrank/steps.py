@@ -30,9 +30,9 @@ class Factors(NamedTuple):
 class Gradients(NamedTuple):
     """What one tape yields."""
 
-    dK: Tensor  # G V (..., n, q)
-    dL: Tensor  # G^T U (..., m, p)
-    dS: Tensor  # U^T G V (..., p, q)
+    grad_k: Tensor  # G V (..., n, q)
+    grad_l: Tensor  # G^T U (..., m, p)
+    grad_s: Tensor  # U^T G V (..., p, q)
 
 
 class Augmented(NamedTuple):
@@ -78,11 +78,11 @@ def augmented_gradient(
             corner zero, which is the Riemannian gradient step (variant P).
     """
     if corner is None:
-        corner = gradients.dS.new_zeros(
-            *gradients.dS.shape[:-2], new_left.shape[-1], new_right.shape[-1]
+        corner = gradients.grad_s.new_zeros(
+            *gradients.grad_s.shape[:-2], new_left.shape[-1], new_right.shape[-1]
         )
-    upper = torch.cat((gradients.dS, gradients.dL.mT @ new_right), dim=-1)
-    lower = torch.cat((new_left.mT @ gradients.dK, corner), dim=-1)
+    upper = torch.cat((gradients.grad_s, gradients.grad_l.mT @ new_right), dim=-1)
+    lower = torch.cat((new_left.mT @ gradients.grad_k, corner), dim=-1)
     return torch.cat((upper, lower), dim=-2)
 
 

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from stiefel.lowrank.steps import pad_core, transport_first, transport_second
 
-# State entries that average squares; every other entry of the core's shape is linear in the gradient.
+# Entries that average squares; every other entry of the core's shape is linear in the gradient.
 SECOND_MOMENTS = frozenset({"exp_avg_sq", "max_exp_avg_sq", "square_avg", "sum", "exp_inf"})
 
 

@@ -68,7 +68,7 @@ def core_svd(core: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """
     try:
         return tuple(torch.linalg.svd(core, full_matrices=False))
-    except torch.linalg.LinAlgError:
+    except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
         left, sigma, right = torch.linalg.svd(core.double(), full_matrices=False)
         return left.to(core.dtype), sigma.to(core.dtype), right.to(core.dtype)
 
@@ -77,7 +77,7 @@ def kept_rank(sigma: Tensor, rule: RankRule, *, if_zero: int | None = None) -> i
     """Return the least rank whose tail norm is within the rule, clamped to its bounds.
 
     Args:
-        sigma: ``(..., k)`` descending. With leading dimensions (groups), the largest rank any needs.
+        sigma: ``(..., k)`` descending. With leading dimensions (groups), the most any needs.
         rule: tolerance and bounds.
         if_zero: rank of an all-zero core, which the relative rule cannot judge (default k).
     """

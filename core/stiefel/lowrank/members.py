@@ -1,0 +1,115 @@
+"""Which layers an integrator cares for, and what it refuses to do to them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from stiefel.errors import InvalidInputError
+from stiefel.lowrank.layer import LowRankLayer
+from stiefel.lowrank.truncation import RankRule
+
+
+@dataclass
+class Member:
+    """One low-rank layer under the integrator's care."""
+
+    name: str
+    layer: LowRankLayer
+    rule: RankRule
+    rank: int  # at the start of the phase
+    phases: int = 0
+
+
+def trainable_layers(model: nn.Module) -> list[tuple[str, LowRankLayer]]:
+    """Every low-rank layer whose core is trained, by name; frozen ones are left alone."""
+    return [
+        (name, module)
+        for name, module in model.named_modules()
+        if isinstance(module, LowRankLayer) and module.S.requires_grad
+    ]
+
+
+def check_members(members: list[Member], optimizer: torch.optim.Optimizer) -> None:
+    """Raise on layers that cannot be integrated with this optimizer."""
+    if not members:
+        raise InvalidInputError(
+            "the model holds no trainable low-rank layer",
+            code="no_low_rank_layer",
+            fix="convert it first: to_low_rank(model, rank=...)",
+        )
+    held = {p for group in optimizer.param_groups for p in group["params"]}
+    owner: dict[nn.Parameter, str] = {}
+    for member in members:
+        core = member.layer.S
+        if core in owner:
+            raise InvalidInputError(
+                f"layers {owner[core]!r} and {member.name!r} share one core",
+                code="tied_core",
+                tensor=member.name,
+                fix="share the module itself, or untie the layers",
+            )
+        owner[core] = member.name
+        if core.dtype not in (torch.float32, torch.float64):
+            raise InvalidInputError(
+                f"the factors of {member.name!r} are {core.dtype}",
+                code="half_precision_factors",
+                tensor=member.name,
+                fix="keep float32 factors and compute under torch.autocast",
+            )
+        if core not in held:
+            raise InvalidInputError(
+                f"the optimizer does not hold the core of {member.name!r}",
+                code="core_not_in_optimizer",
+                tensor=member.name,
+                fix="build the optimizer on model.parameters() after the conversion",
+            )
+
+
+def rank_rule(
+    layer: LowRankLayer, tolerance: float, relative: bool, least: int | None, most: int | None
+) -> RankRule:
+    """Return the rule for one layer: bounds fitted to its size, 1 % and at least 2 by default."""
+    size = min(layer.matrix_shape)
+    lower = min(size, max(2, math.ceil(0.01 * size))) if least is None else min(least, size)
+    upper = None if most is None else max(most, 1)
+    lower = lower if upper is None or least is not None else min(lower, upper)
+    return RankRule(tolerance, relative, lower, upper)
+
+
+def drop_non_finite(
+    members: Sequence[Member],
+    parameters: Sequence[nn.Parameter],
+    names: Mapping[nn.Parameter, str],
+) -> tuple[str, ...]:
+    """Remove every gradient that would corrupt its parameter, and name the parameters.
+
+    A low-rank layer is left alone as a whole: core, bias and bases. While all is well this
+    costs one norm per gradient and one synchronisation.
+    """
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    gradients += [part for member in members for part in _taped(member.layer)]
+    if not gradients:
+        return ()
+    norms = torch.stack([norm.double() for norm in torch._foreach_norm(gradients)])
+    if math.isfinite(float(norms.sum())):
+        return ()
+    bad = {p for p in parameters if p.grad is not None and not bool(p.grad.isfinite().all())}
+    for member in members:
+        layer = member.layer
+        finite = all(bool(part.isfinite().all()) for part in _taped(layer))
+        if layer.S in bad or layer.bias in bad or not finite:
+            bad |= {p for p in (layer.S, layer.bias) if p is not None}
+            layer.tape = None
+    for parameter in bad:
+        parameter.grad = None
+    return tuple(sorted(names.get(p, "a parameter outside the model") for p in bad))
+
+
+def _taped(layer: LowRankLayer) -> list[Tensor]:
+    tape = layer.tape
+    return [] if tape is None else [t for t in (tape.grad_k, tape.grad_l) if t is not None]
