@@ -13,7 +13,7 @@ import secrets
 from collections.abc import AsyncIterable, AsyncIterator, Iterable, Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import obstore
 from obstore.store import S3Store
@@ -49,7 +49,15 @@ _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 Method = Literal["GET", "PUT"]
 
-__all__ = ["Blob", "Blobs", "DigestMismatchError", "TooLargeError"]
+__all__ = ["Blob", "Blobs", "DigestMismatchError", "Stored", "TooLargeError"]
+
+
+class Stored(NamedTuple):
+    """An object of the store, by any key."""
+
+    key: str
+    size: int
+    changed: datetime
 
 
 class Blobs:
@@ -168,8 +176,7 @@ class Blobs:
         if sha256 is None:
             blob = digest(self._concatenate(keys))
         else:
-            sizes = (obstore.head(self.store, key)["size"] for key in keys)
-            blob = Blob(sha256, sum(sizes))
+            blob = Blob(sha256, sum(obstore.head(self.store, key)["size"] for key in keys))
         self._write(tenant, blob, self._concatenate(keys), trust=sha256 is None)
         return blob
 
@@ -193,9 +200,12 @@ class Blobs:
 
     def read(self, tenant: str, sha256: str, start: int, length: int) -> bytes:
         """Read ``length`` bytes from ``start``: for headers, not for bodies."""
+        return self.read_object(self.key(tenant, sha256), start, length)
+
+    def read_object(self, key: str, start: int, length: int) -> bytes:
+        """Read a few bytes of any object by key."""
         if length == 0:
             return b""
-        key = self.key(tenant, sha256)
         return bytes(obstore.get_range(self.store, key, start=start, length=length))
 
     def open_range(
@@ -252,11 +262,18 @@ class Blobs:
         except FileNotFoundError:
             return None
 
-    def list(self, prefix: str) -> Iterator[tuple[str, datetime]]:
-        """Yield key and time of last change of every object under ``prefix``."""
-        for batch in obstore.list(self.store, prefix):
-            for meta in batch:
-                yield meta["path"], meta["last_modified"]
+    def changed(self, key: str) -> datetime | None:
+        """Return when an object was written, None where there is none."""
+        try:
+            return obstore.head(self.store, key)["last_modified"]
+        except FileNotFoundError:
+            return None
+
+    def list(self, prefix: str) -> Iterator[Stored]:
+        """Yield every object under a folder, in the order of their keys."""
+        batches = obstore.list(self.store, prefix)
+        found = [Stored(m["path"], m["size"], m["last_modified"]) for b in batches for m in b]
+        return iter(sorted(found))
 
     # Removing, naming, signing
 

@@ -36,7 +36,7 @@ def pieces(data: bytes, size: int = 1_000_003) -> Iterator[bytes]:
 
 
 def everything(blobs: Blobs, prefix: str = "") -> list[str]:
-    return [key for key, _ in blobs.list(prefix)]
+    return [stored.key for stored in blobs.list(prefix)]
 
 
 def test_a_file_of_two_parts_becomes_one_blob(blobs: Blobs, tmp_path: Path) -> None:
