@@ -16,10 +16,12 @@ from stiefel_client.tensorfile import EPS, Array, TensorEntry, TensorFile
 BLOCK_NUMBERS = 4 * 2**20  # 32 MiB of float64 per block
 
 
-def tall_blocks(file: TensorFile, entry: TensorEntry) -> Iterator[Array]:
-    """Row blocks ``(b, p)`` of the tensor's matrix, transposed first where it is wide."""
+def tall_blocks(
+    file: TensorFile, entry: TensorEntry, *, numbers: int = BLOCK_NUMBERS
+) -> Iterator[Array]:
+    """Row blocks ``(b, p)`` of at most ``numbers``, of the matrix made tall by transposition."""
     height, width = entry.matrix_shape
-    step = max(1, BLOCK_NUMBERS // max(1, min(height, width)))
+    step = max(1, numbers // max(1, min(height, width)))
     if height >= width:
         for first in range(0, height, step):
             yield file.rows(entry, first, min(first + step, height))
