@@ -1,0 +1,1 @@
+"""A plug-in whose one method misbehaves on request."""

@@ -1,0 +1,51 @@
+"""The Celery side of a worker: one task, which means "look now" and carries nothing to trust."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from celery import Celery
+from celery.signals import worker_shutting_down
+
+from stiefel_jobs.doorbell import LOOK, celery_options
+from stiefel_jobs.settings import Settings
+from stiefel_worker.desk import Desk
+
+
+def bind(settings: Settings, desk: Desk) -> Celery:
+    """Return the Celery app whose one task sends this process to ``desk``.
+
+    The arguments of a message are ignored: a forged or repeated one costs a query.
+    """
+    app = Celery("stiefel", set_as_current=False)
+    app.conf.update(
+        celery_options(settings),
+        broker_connection_max_retries=None,
+        worker_redirect_stdouts=False,
+    )
+
+    @app.task(name=LOOK, ignore_result=True)  # type: ignore[untyped-decorator]
+    def look(*_: Any, **__: Any) -> None:
+        desk.look()
+
+    def drain(**_: Any) -> None:
+        desk.drain()
+
+    worker_shutting_down.connect(drain, weak=False)
+    return app
+
+
+def run(app: Celery, desk: Desk) -> None:
+    """Run Celery's worker in this thread until it is told to stop."""
+    worker = app.Worker(
+        hostname=f"{desk.shop.worker}@%h",
+        pool_cls="threads",
+        concurrency=desk.shop.concurrency,
+        queues=list(desk.shop.queues),
+        loglevel="WARNING",
+        quiet=True,
+        without_gossip=True,
+        without_mingle=True,
+        without_heartbeat=True,
+    )
+    worker.start()

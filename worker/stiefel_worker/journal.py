@@ -1,0 +1,68 @@
+"""Progress, metrics and events of a child on their way to the store, a few writes a second."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+from stiefel_jobs.records import NewEvent, Point, Progress
+
+FLUSH_S = 0.4
+
+Write = Callable[[Progress | None, list[Point], list[NewEvent]], bool]
+
+
+class Journal:
+    """Collects what a child reports; ``take`` hands it over when it is time."""
+
+    def __init__(self) -> None:
+        self._progress: Progress | None = None
+        self._points: list[Point] = []
+        self._events: list[NewEvent] = []
+        self._due = 0.0
+
+    def progress(self, message: dict[str, Any]) -> None:
+        """Keep the newest progress."""
+        self._progress = Progress(
+            stage="running",
+            done=float(message["done"]),
+            total=float(message["total"]),
+            unit=str(message["unit"])[:32],
+            extra={"bytes_done": int(message["bytes_done"])},
+        )
+
+    def metrics(self, message: dict[str, Any]) -> None:
+        """Add points ``[step, name, value, at]``."""
+        self._points += [
+            Point(name=str(name)[:255], step=int(step), value=float(value), at=float(at))
+            for step, name, value, at in message["points"]
+        ]
+
+    def event(self, message: dict[str, Any]) -> None:
+        """Add one event."""
+        data = message["data"]
+        if not isinstance(data, dict):
+            raise TypeError("an event's data must be an object")
+        self._events.append(NewEvent(str(message["event"])[:255], data))
+
+    def add(self, event: NewEvent) -> None:
+        """Add an event of the supervisor's own."""
+        self._events.append(event)
+
+    @property
+    def waiting(self) -> bool:
+        """Whether there is something that the store has not got yet."""
+        return self._progress is not None or bool(self._points or self._events)
+
+    def flush(self, write: Write) -> None:
+        """Hand over what waits, when it is time; what ``write`` did not take is tried again later.
+
+        Raises:
+            StaleFenceError: the job has moved on.
+        """
+        if not self.waiting or time.monotonic() < self._due:
+            return
+        self._due = time.monotonic() + FLUSH_S
+        if write(self._progress, self._points, self._events):
+            self._progress, self._points, self._events = None, [], []

@@ -1,0 +1,109 @@
+"""What a child process gives up before it reads a byte of anybody's data.
+
+Each measure is taken where the kernel allows it; what it refuses is reported, so that the worker's
+log and ``stiefel doctor`` can say how well children are confined on this machine.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import resource
+import signal
+import sys
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from stiefel_worker import landlock
+
+PR_SET_PDEATHSIG, PR_SET_NO_NEW_PRIVS = 1, 38
+CLONE_NEWUSER, CLONE_NEWNET = 0x10000000, 0x40000000
+OPEN_FILES = 4096
+NICENESS = 5  # supervisors keep their heartbeat even when children use every core
+
+SYSTEM_FOLDERS = ("/usr", "/lib", "/lib64", "/bin", "/opt", "/nix/store", "/sys", "/proc/self")
+SYSTEM_FILES = (
+    *("/etc/ld.so.cache", "/etc/ld.so.conf", "/etc/localtime", "/etc/mime.types"),
+    *("/etc/passwd", "/etc/group", "/etc/nsswitch.conf", "/etc/os-release"),
+    *("/proc/cpuinfo", "/proc/meminfo", "/proc/stat", "/proc/loadavg", "/proc/version"),
+    *("/proc/sys", "/proc/driver", "/proc/devices", "/proc/filesystems", "/proc/modules"),
+)
+DEVICES = ("/dev/null", "/dev/zero", "/dev/random", "/dev/urandom", "/dev/shm")  # noqa: S108
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+@dataclass(frozen=True)
+class Confinement:
+    """What was achieved; ``gaps`` names each measure that the kernel refused, with its reason."""
+
+    network: bool
+    files: bool
+    gaps: tuple[str, ...] = ()
+
+
+def enter(scratch: Path, *, data_limit: int | None) -> Confinement:
+    """Give up privileges, network and foreign files; call while the process has one thread.
+
+    Args:
+        scratch: the only folder that stays writable.
+        data_limit: bytes of private memory the process may map; None where a device driver
+            maps far more than it uses.
+    """
+    _prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    _prctl(PR_SET_NO_NEW_PRIVS, 1)
+    _limit_resources(data_limit)
+    gaps: list[str] = []
+    network = _attempt("network namespace", _leave_network, gaps)
+    files = _attempt("landlock", lambda: _confine_files(scratch), gaps)
+    return Confinement(network or (files and landlock.abi() >= 4), files, tuple(gaps))
+
+
+def _attempt(name: str, measure: Callable[[], None], gaps: list[str]) -> bool:
+    try:
+        measure()
+    except OSError as error:
+        gaps.append(f"{name}: {error.strerror or error}")
+        return False
+    return True
+
+
+def _limit_resources(data_limit: int | None) -> None:
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    files = OPEN_FILES if hard == resource.RLIM_INFINITY else min(OPEN_FILES, hard)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (files, files))
+    if data_limit is not None:
+        resource.setrlimit(resource.RLIMIT_DATA, (data_limit, data_limit))
+    os.nice(NICENESS)
+
+
+def _leave_network() -> None:
+    """Enter a network namespace without any interface, in a user namespace where need be."""
+    uid, gid = os.getuid(), os.getgid()
+    if _libc.unshare(CLONE_NEWUSER | CLONE_NEWNET) == 0:
+        # The same ids inside as outside, so that files keep their owner's name; without the map
+        # the process is nobody by name only, which harms nothing.
+        with suppress(OSError):
+            Path("/proc/self/setgroups").write_text("deny")
+            Path("/proc/self/uid_map").write_text(f"{uid} {uid} 1")
+            Path("/proc/self/gid_map").write_text(f"{gid} {gid} 1")
+    elif _libc.unshare(CLONE_NEWNET) != 0:
+        code = ctypes.get_errno()
+        raise OSError(code, os.strerror(code))
+
+
+def _confine_files(scratch: Path) -> None:
+    if landlock.abi() == 0:
+        raise OSError(0, "not offered by this kernel")
+    python = {Path(entry) for entry in (sys.prefix, sys.base_prefix, *sys.path) if entry}
+    system = [Path(entry) for entry in (*SYSTEM_FOLDERS, *SYSTEM_FILES)]
+    devices = [Path(entry) for entry in DEVICES]
+    devices += Path("/dev").glob("nvidia*")
+    landlock.restrict(read=[*python, *system], write=[scratch, *devices])
+
+
+def _prctl(option: int, value: int) -> None:
+    _libc.prctl(option, ctypes.c_ulong(value), 0, 0, 0)

@@ -1,0 +1,20 @@
+"""What the fork server loads once, so that a child starts in milliseconds.
+
+Imported by the fork server alone, after the environment was scrubbed. CUDA is not touched here: a
+process that has initialised it cannot be forked.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+
+import torch
+
+from stiefel_worker.plugins import PLUGINS_VARIABLE, load_methods
+
+# A signal to the whole process group (an init system's stop, Ctrl-C) is the worker's to answer.
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+TORCH_VERSION = torch.__version__
+METHODS = load_methods(os.environ.get(PLUGINS_VARIABLE, ""))
