@@ -24,7 +24,7 @@ from stiefel.unitary.small_matrices import (
     tangent_core,
 )
 
-Map = Literal["tangent", "direct", "cayley"]
+Variant = Literal["tangent", "direct", "cayley"]
 
 
 class Products(NamedTuple):
@@ -42,7 +42,12 @@ class Factors(NamedTuple):
 
 
 def rank_k_update(
-    W: Tensor, a: Tensor, b: Tensor, *, map: Map = "tangent", products: Products | None = None
+    W: Tensor,
+    a: Tensor,
+    b: Tensor,
+    *,
+    variant: Variant = "tangent",
+    products: Products | None = None,
 ) -> Tensor:
     """Return W moved by the step ``X = a b^H`` and kept on the manifold. Pure.
 
@@ -50,7 +55,7 @@ def rank_k_update(
         W: ``(..., n, p)`` with n >= p and orthonormal columns; real or complex, float32 or wider.
         a: ``(..., n, k)``; learning rate and minus sign are inside a.
         b: ``(..., p, k)``.
-        map: ``tangent``: ``exp(S) W`` with ``S = (X W^H - W X^H) / 2``, the projUNN-T geodesic;
+        variant: ``tangent``: ``exp(S) W`` with ``S = (X W^H - W X^H) / 2``, the projUNN-T geodesic;
             ``cayley``: ``(I - S/2)^-1 (I + S/2) W``, orthogonal for any step and within
             ``O(S^3)`` of tangent; ``direct``: the polar factor of ``W + X``, projUNN-D.
         products: ``W b`` and ``W^H a``, where they are known already.
@@ -61,48 +66,58 @@ def rank_k_update(
     Cost: 8 n p k multiply-adds; W is read twice and written once. Caveat: ``direct`` needs
     ``W + X`` of full rank and its accuracy falls with its smallest singular value.
     """
-    left, right = update_factors(W, a, b, map=map, products=products)
+    left, right = update_factors(W, a, b, variant=variant, products=products)
     return torch.baddbmm(_flat(W), _flat(left), _flat(right)).reshape(W.shape)
 
 
 def rank_k_update_(
-    W: Tensor, a: Tensor, b: Tensor, *, map: Map = "tangent", products: Products | None = None
+    W: Tensor,
+    a: Tensor,
+    b: Tensor,
+    *,
+    variant: Variant = "tangent",
+    products: Products | None = None,
 ) -> Tensor:
     """Like ``rank_k_update``, into W itself: no n x p temporary."""
-    return add_product_(W, *update_factors(W, a, b, map=map, products=products))
+    return add_product_(W, *update_factors(W, a, b, variant=variant, products=products))
 
 
 def update_factors(
-    W: Tensor, a: Tensor, b: Tensor, *, map: Map = "tangent", products: Products | None = None
+    W: Tensor,
+    a: Tensor,
+    b: Tensor,
+    *,
+    variant: Variant = "tangent",
+    products: Products | None = None,
 ) -> Factors:
     """Return the rank-2k correction of ``rank_k_update`` without applying it."""
-    check_step(W, a, b, map=map)
+    check_step(W, a, b, variant=variant)
     Wb, Wa = products if products is not None else skinny_products(W, a, b)
-    gamma, gram_a, balance = _balanced_gram(a, b, Wa, of_steps=map != "direct")
+    gamma, gram_a, balance = _balanced_gram(a, b, Wa, of_steps=variant != "direct")
     k = a.shape[-1]
-    if map == "direct":
+    if variant == "direct":
         M = direct_core(gamma, _direct_form(gram_a))
         return _direct_factors(W, a, b, Wb, Wa, _unbalanced(M, balance).to(W.dtype))
-    core = tangent_core if map == "tangent" else cayley_core
+    core = tangent_core if variant == "tangent" else cayley_core
     M = _unbalanced(core(gamma, _skew_form(gamma, k)), balance)
     left = torch.cat((Wb, a), -1) @ M.to(W.dtype)
     return Factors(left, torch.cat((b, Wa), -1).mH)
 
 
-def generator_factors(W: Tensor, F: Tensor, K: Tensor, *, map: Map = "tangent") -> Factors:
+def generator_factors(W: Tensor, F: Tensor, K: Tensor, *, variant: Variant = "tangent") -> Factors:
     """Return the correction that moves W by the generator ``S = F K F^H``, K skew-Hermitian.
 
     Args:
         W: ``(..., n, p)``.
         F: ``(..., n, q)``; best with columns of norm near one.
         K: ``(..., q, q)``.
-        map: as in ``rank_k_update``; ``direct`` is the polar factor of ``W + S W``.
+        variant: as in ``rank_k_update``; ``direct`` is the polar factor of ``W + S W``.
     """
     core = {
         "tangent": tangent_core,
         "cayley": cayley_core,
         "direct": direct_generator_core,
-    }[map]
+    }[variant]
     wide = _wide(W.dtype)
     gamma = F.to(wide).mH @ F.to(wide)
     M = core(gamma, K.to(wide)).to(W.dtype)
@@ -124,13 +139,13 @@ def add_product_(W: Tensor, left: Tensor, right: Tensor) -> Tensor:
         return W.addmm_(left, right)
     if W.ndim == 3:
         return W.baddbmm_(left, right)
-    for matrix, l, r in zip(W.unbind(0), left.unbind(0), right.unbind(0), strict=True):
-        add_product_(matrix, l, r)
+    for matrix, thin, flat in zip(W.unbind(0), left.unbind(0), right.unbind(0), strict=True):
+        add_product_(matrix, thin, flat)
     return W
 
 
-def check_step(W: Tensor, a: Tensor, b: Tensor, *, map: Map) -> None:
-    """Raise ``InvalidInputError`` unless ``a b^H`` is a step of W that ``map`` can take."""
+def check_step(W: Tensor, a: Tensor, b: Tensor, *, variant: Variant) -> None:
+    """Raise ``InvalidInputError`` unless ``a b^H`` is a step of W that ``variant`` can take."""
     n, p = W.shape[-2:] if W.ndim >= 2 else (0, 1)
     if n < p:
         raise InvalidInputError(
@@ -152,8 +167,8 @@ def check_step(W: Tensor, a: Tensor, b: Tensor, *, map: Map) -> None:
             fix="compress the step, for example with range_finder",
         )
     _check_dtypes(W, a, b)
-    if map not in ("tangent", "direct", "cayley"):
-        raise InvalidInputError(f"unknown map {map!r}: tangent, direct or cayley")
+    if variant not in ("tangent", "direct", "cayley"):
+        raise InvalidInputError(f"unknown variant {variant!r}: tangent, direct or cayley")
 
 
 def _check_dtypes(W: Tensor, a: Tensor, b: Tensor) -> None:

@@ -102,4 +102,5 @@ def _identity(x: Tensor) -> Tensor:
 
 def _inverse(x: Tensor) -> Tensor:
     # inv_ex does not check for singularity and so does not wait for the device.
-    return torch.linalg.inv_ex(x).inverse
+    inverse: Tensor = torch.linalg.inv_ex(x).inverse
+    return inverse
