@@ -1,0 +1,71 @@
+"""What every training job may ask for; the methods add their constraint."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from stiefel.specs.base import ArtifactId, MethodSpec
+from stiefel.specs.data import AnyData
+from stiefel.specs.networks import AnyNetwork
+
+Count = Annotated[int, Field(ge=1, le=1_000_000)]
+Positive = Annotated[float, Field(gt=0.0, le=1e6)]
+
+
+class Optimizer(BaseModel):
+    """An ordinary optimizer for every parameter that the method does not update itself."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: Literal["sgd", "adam", "adamw", "rmsprop"] = "adam"
+    learning_rate: Annotated[float, Field(gt=0.0, le=100.0)] = 1e-3
+    momentum: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.9
+    weight_decay: Annotated[float, Field(ge=0.0, le=10.0)] = 0.0
+
+
+class Schedule(BaseModel):
+    """Factor on the learning rate: warm-up, then a decay over the rest of the run."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    kind: Literal["constant", "cosine", "linear", "exponential"] = "cosine"
+    warmup_steps: Annotated[int, Field(ge=0, le=1_000_000)] = 0
+    factor_per_epoch: Annotated[float, Field(gt=0.0, le=1.0)] = Field(
+        default=0.94, description="For kind exponential"
+    )
+
+
+class TrainingSpec(MethodSpec):
+    """Network, data, optimizer and the rhythm of evaluation and checkpoints."""
+
+    network: AnyNetwork
+    data: AnyData
+    weights: ArtifactId | None = Field(
+        default=None, description="safetensors weights to start from; keys as the network's own"
+    )
+    optimizer: Optimizer = Optimizer()
+    schedule: Schedule = Schedule()
+    epochs: Annotated[int, Field(ge=1, le=100_000)] = 10
+    max_steps: Count | None = Field(default=None, description="Stop after this many steps")
+    batch_size: Annotated[int, Field(ge=1, le=65_536)] = 128
+    accumulate: Annotated[int, Field(ge=1, le=1024)] = 1
+    label_smoothing: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
+    clip_norm: Positive | None = None
+    precision: Literal["float32", "bfloat16", "float16"] = "float32"
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    devices: Annotated[int, Field(ge=1, le=64)] = 1
+    log_every: Count = Field(default=10, description="Steps between points of the loss")
+    patience: Count | None = Field(
+        default=None, description="Stop after this many evaluations without a better one"
+    )
+    checkpoint_every: Count | None = Field(
+        default=None, description="Steps between checkpoints; by default one per epoch"
+    )
+    keep_checkpoints: Annotated[int, Field(ge=1, le=100)] = 2
+
+    def inputs(self) -> dict[str, str]:
+        """Data files and, where given, the weights to start from."""
+        staged = self.data.inputs()
+        return staged | ({"weights": self.weights} if self.weights else {})
