@@ -246,7 +246,7 @@ def _fetch(
         done = have if resumed else 0
         total = done + int(response.headers.get("content-length", 0))
         with part.open("ab" if resumed else "wb") as file:
-            for block in response.iter_raw(BLOCK):
+            for block in response.iter_raw():
                 file.write(block)
                 done += len(block)
                 if on_bytes:
