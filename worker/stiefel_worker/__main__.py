@@ -29,6 +29,8 @@ def main(arguments: list[str] | None = None) -> int:
         format="%(asctime)s %(levelname)s %(name)s: %(message)s",
         stream=sys.stderr,
     )
+    # A broker that is a folder has no host, and needs none.
+    logging.getLogger("kombu.connection").setLevel(logging.ERROR)
     settings = Settings()
     if settings.embedded:
         migrate(settings.database_url)

@@ -10,6 +10,7 @@ import json
 import multiprocessing
 import os
 import queue
+import re
 import signal
 import threading
 from contextlib import suppress
@@ -20,11 +21,15 @@ import psutil
 
 from stiefel_worker import child
 from stiefel_worker.order import Order
+from stiefel_worker.plugins import PLUGINS_VARIABLE
 
 MESSAGE_BYTES = 32 * 2**20
 BACKLOG = 1000
-SECRETS = ("STIEFEL_", "AWS_", "GOOGLE_", "AZURE_", "REDIS_", "PG", "CELERY_")
-KEPT = ("STIEFEL_PLUGINS",)
+SECRET = re.compile(
+    r"(STIEFEL|AWS|GOOGLE|AZURE|REDIS|PG|CELERY)_?"
+    r"|.*(TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIAL|DATABASE_URL|BROKER_URL|_KEY$|_KEY_ID$)"
+)
+KEPT = {PLUGINS_VARIABLE}
 
 _context = multiprocessing.get_context("forkserver")
 # The standard library polls all children whenever one starts; two threads at once would steal
@@ -35,7 +40,7 @@ _processes = threading.Lock()
 def scrub_environment() -> None:
     """Forget every variable that may hold a secret; the fork server inherits what is left."""
     for name in list(os.environ):
-        if name.startswith(SECRETS) and name not in KEPT:
+        if name not in KEPT and SECRET.match(name.upper()):
             del os.environ[name]
 
 

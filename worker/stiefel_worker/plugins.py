@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from importlib import import_module
 
-from stiefel.methods import METHODS
 from stiefel.methods.protocol import Method
 
 PLUGINS_VARIABLE = "STIEFEL_PLUGINS"
@@ -20,6 +19,8 @@ def load_methods(plugins: str) -> dict[str, Method]:
     Raises:
         ImportError: a plug-in cannot be imported.
     """
+    from stiefel.methods import METHODS
+
     for package in filter(None, (name.strip() for name in plugins.split(","))):
         import_module(f"{package}.specs")
         module = import_module(f"{package}.methods")

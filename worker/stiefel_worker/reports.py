@@ -40,6 +40,11 @@ class ChildRun:
         self._stop = threading.Event()
         threading.Thread(target=self._attend, name="reports", daemon=True).start()
 
+    @property
+    def stop_requested(self) -> bool:
+        """Whether the supervisor asked for a stop."""
+        return self._stop.is_set()
+
     def progress(self, done: int, total: int, *, unit: str, bytes_done: int = 0) -> None:
         """Keep the newest progress for the next report."""
         self._progress = {"done": done, "total": total, "unit": unit, "bytes_done": bytes_done}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import shutil
@@ -12,6 +13,7 @@ from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 
 CHUNK = 4 * 2**20
+READ_PLAIN = os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC
 _SAFE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,254}")
 
 
@@ -47,7 +49,12 @@ class Scratch:
             UnsafePathError: it lies elsewhere, through ``..`` or a link, or is no plain file.
             FileNotFoundError: it is gone.
         """
-        fd = os.open(self.root / path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
+        try:
+            fd = os.open(self.root / path, READ_PLAIN)
+        except OSError as error:
+            if error.errno == errno.ELOOP:
+                raise UnsafePathError(f"{path} is a link") from error
+            raise
         with os.fdopen(fd, "rb") as file:
             # What was opened is what counts: no link can be swapped in after this look.
             real = Path(f"/proc/self/fd/{fd}").readlink()
