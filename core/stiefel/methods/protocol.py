@@ -33,6 +33,10 @@ class Run(Protocol):
     def lineage(self) -> Mapping[str, Any]:
         """Facts for certificates that only the service knows: job, input digests, code version."""
 
+    @property
+    def stop_requested(self) -> bool:
+        """Whether the next checkpoint will raise; methods with rare checkpoints ask each step."""
+
     def progress(self, done: int, total: int, *, unit: str, bytes_done: int = 0) -> None:
         """Report progress; cheap, may be dropped when reports come faster than they are read."""
 

@@ -1,0 +1,133 @@
+"""Labelled examples: order, scaling, augmentation, and images read as sequences."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from math import prod
+from typing import Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from stiefel.errors import InvalidInputError
+from stiefel.models.signature import Signature
+from stiefel.specs.data import LabelledData
+from stiefel.training.data.dataset import Batch, generator
+from stiefel.training.data.rows import Rows
+
+SCALING_SAMPLE = 8192  # examples from which mean and deviation are estimated
+SHIFT = 2  # pixels
+
+
+@dataclass(frozen=True)
+class Split:
+    """Examples and their labels: (count,) int64 classes or float32 targets."""
+
+    rows: Rows
+    labels: Tensor
+    indices: NDArray[np.int64]
+
+
+class LabelledDataset:
+    """Train and test splits of uploaded examples.
+
+    Floats are standardised per channel (images) or per feature (vectors) with the mean and
+    deviation of the first examples of the training split.
+    """
+
+    def __init__(self, spec: LabelledData, train: Split, test: Split, *, seed: int) -> None:
+        self._spec, self._seed = spec, seed
+        self._train, self._test = train, test
+        self._scale = _scaling(train)
+        self.signature = _signature(spec, train, test)
+        self._permutation = _permutation(spec, train.rows.shape)
+
+    def batches_per_epoch(self, batch_size: int) -> int:
+        """Full batches; a training set smaller than a batch makes one."""
+        return max(1, len(self._train.indices) // batch_size)
+
+    def train(self, *, epoch: int, first: int, batch_size: int) -> Iterator[Batch]:
+        """Shuffled by (seed, epoch); augmented by (seed, epoch, batch)."""
+        count = len(self._train.indices)
+        order = torch.randperm(count, generator=generator(self._seed, epoch)).numpy()
+        for index in range(first, self.batches_per_epoch(batch_size)):
+            chosen = self._train.indices[order[index * batch_size : (index + 1) * batch_size]]
+            x, y = self._load(self._train, chosen)
+            if self._spec.augment != "none":
+                x = _augment(x, self._spec.augment, generator(self._seed, epoch, index))
+            yield Batch(self._present(x), y)
+
+    def test(self, *, batch_size: int) -> Iterator[Batch]:
+        """In file order."""
+        indices = self._test.indices
+        for start in range(0, len(indices), batch_size):
+            x, y = self._load(self._test, indices[start : start + batch_size])
+            yield Batch(self._present(x), y)
+
+    def _load(self, split: Split, indices: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
+        x = split.rows.take(indices.tolist()).to(torch.float32)
+        mean, deviation = self._scale
+        return (x - mean) / deviation, split.labels[torch.from_numpy(indices)]
+
+    def _present(self, x: Tensor) -> Tensor:
+        if not self._spec.as_sequence:
+            return x
+        steps = x.flatten(2).transpose(1, 2) if x.dim() == 4 else x.unsqueeze(-1)
+        return steps if self._permutation is None else steps[:, self._permutation]
+
+
+def _scaling(split: Split) -> tuple[Tensor, Tensor]:
+    sample = split.rows.take(split.indices[:SCALING_SAMPLE].tolist()).to(torch.float64)
+    over = (0, 2, 3) if sample.dim() == 4 else (0,)
+    mean = sample.mean(dim=over, keepdim=True)
+    deviation = sample.std(dim=over, keepdim=True, correction=0)
+    # A constant feature carries nothing; dividing by one keeps it at zero.
+    deviation = torch.where(deviation > 0, deviation, torch.ones_like(deviation))
+    return mean[0].float(), deviation[0].float()
+
+
+def _signature(spec: LabelledData, train: Split, test: Split) -> Signature:
+    shape = train.rows.shape
+    if test.rows.shape != shape:
+        raise InvalidInputError(
+            f"test examples have shape {list(test.rows.shape)}, train examples {list(shape)}",
+            code="data_mismatch",
+            fix="give both files the same columns and image size",
+            field="/data/test",
+        )
+    kind: Literal["image", "vector", "sequence"] = "image" if len(shape) == 3 else "vector"
+    if spec.as_sequence:
+        channels = shape[0] if kind == "image" else 1
+        kind, shape = "sequence", (prod(shape) // channels, channels)
+    if spec.task == "regression":
+        return Signature(kind, shape, 1, regression=True)
+    classes = int(max(train.labels.max().item(), test.labels.max().item())) + 1
+    return Signature(kind, shape, max(2, classes))
+
+
+def _permutation(spec: LabelledData, shape: tuple[int, ...]) -> Tensor | None:
+    if spec.permute is None:
+        return None
+    steps = prod(shape[1:]) if len(shape) == 3 else shape[0]
+    return torch.randperm(steps, generator=generator(spec.permute))
+
+
+def _augment(x: Tensor, how: str, source: torch.Generator) -> Tensor:
+    """Shift each image by up to ``SHIFT`` pixels (edges repeat); ``flip_shift`` also mirrors."""
+    if x.dim() != 4:
+        raise InvalidInputError(
+            "augmentation needs images", code="data_mismatch", field="/data/augment",
+            fix='set augment to "none"',
+        )  # fmt: skip
+    batch, _, height, width = x.shape
+    if how == "flip_shift":
+        mirrored = torch.rand(batch, generator=source) < 0.5
+        x = torch.where(mirrored[:, None, None, None], x.flip(-1), x)
+    dy, dx = torch.randint(-SHIFT, SHIFT + 1, (2, batch, 1), generator=source)
+    rows = (torch.arange(height) + dy).clamp(0, height - 1)
+    columns = (torch.arange(width) + dx).clamp(0, width - 1)
+    images = torch.arange(batch)[:, None, None]
+    return x.transpose(0, 1)[:, images, rows[:, :, None], columns[:, None, :]].transpose(0, 1)

@@ -1,0 +1,48 @@
+"""Examples in a flat temporary file: random access to data that does not fit in memory.
+
+Uploaded data is decoded once, row after row, into one file of equal records; a batch is a handful
+of ``pread`` calls, and the page cache keeps what fits. Nothing is mapped, so that the memory of
+the process is the memory of a batch.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+
+class Rows:
+    """``count`` records of one shape and dtype, with their labels in memory.
+
+    Args:
+        records: arrays of shape (k, *shape), all of one shape and dtype.
+        labels: (count,) int64 or float32.
+    """
+
+    def __init__(self, records: Iterable[NDArray[np.generic]]) -> None:
+        self._file = tempfile.TemporaryFile(prefix="rows-")  # noqa: SIM115 - lives as long as self
+        self.count = 0
+        self.shape: tuple[int, ...] = ()
+        self.dtype: np.dtype[np.generic] = np.dtype(np.uint8)
+        for block in records:
+            self.shape, self.dtype = block.shape[1:], block.dtype
+            self._file.write(np.ascontiguousarray(block).data)
+            self.count += len(block)
+        self._file.flush()
+        self._size = int(np.prod(self.shape, dtype=np.int64)) * self.dtype.itemsize
+
+    def take(self, indices: Sequence[int]) -> Tensor:
+        """Records ``indices`` as one tensor (len(indices), *shape) of the stored dtype."""
+        buffer = bytearray(self._size * len(indices))
+        view = memoryview(buffer)
+        for slot, index in enumerate(indices):
+            part = view[slot * self._size : (slot + 1) * self._size]
+            os.preadv(self._file.fileno(), [part], index * self._size)
+        array = np.frombuffer(buffer, dtype=self.dtype).reshape(len(indices), *self.shape)
+        return torch.from_numpy(array)

@@ -1,0 +1,213 @@
+"""The training loop: steps, evaluations, checkpoints, and a stop at every step.
+
+Where a run stands is three integers (epoch, batch, step); what it has learnt is the network, the
+stepper and the default generator; what it has told is the series. A checkpoint holds all of it,
+so a resumed run continues bit for bit on the CPU.
+"""
+
+from __future__ import annotations
+
+import math
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from stiefel.errors import InvalidInputError
+from stiefel.methods.protocol import Run
+from stiefel.specs.training import TrainingSpec
+from stiefel.training.data.dataset import Batch, Dataset
+from stiefel.training.evaluation import Evaluation, evaluate, loss_of
+from stiefel.training.optimizers import rate_factor
+from stiefel.training.series import Series
+from stiefel.training.snapshots import Snapshots
+from stiefel.training.stepper import Stepper
+from stiefel.training.world import World
+
+
+@dataclass
+class Position:
+    """The next batch to train on, and the number of steps taken."""
+
+    epoch: int = 0
+    batch: int = 0
+    step: int = 0
+
+
+@dataclass
+class Best:
+    """The best evaluation so far, its step, and how many evaluations have passed since."""
+
+    loss: float = math.inf
+    accuracy: float | None = None
+    step: int = 0
+    waited: int = 0
+
+
+class Loop:
+    """One run of ``spec`` on ``network``, in one of ``world``'s processes."""
+
+    def __init__(
+        self,
+        spec: TrainingSpec,
+        network: nn.Module,
+        dataset: Dataset,
+        stepper: Stepper,
+        run: Run,
+        world: World,
+    ) -> None:
+        self.spec, self.network, self.dataset = spec, network, dataset
+        self.stepper, self.run, self.world = stepper, run, world
+        self.position, self.best = Position(), Best()
+        self.series = Series(run if world.first else None)
+        self.per_epoch = dataset.batches_per_epoch(spec.batch_size)
+        self.steps = min(spec.epochs * self.per_epoch, spec.max_steps or 2**62)
+        self._snapshots = Snapshots(run.state, keep=spec.keep_checkpoints)
+        self._forward = world.wrap(network)
+        half = spec.precision == "float16"
+        self._scaler = torch.amp.GradScaler(world.device.type, enabled=half)
+        self._losses: list[Tensor] = []
+
+    def train(self) -> Evaluation:
+        """Train to the end, from the newest checkpoint if there is one.
+
+        Raises:
+            InvalidInputError: the loss stopped being a number; names the step.
+            StopRequested: a stop was asked for; a checkpoint has been made.
+        """
+        self._resume()
+        self.network.train()
+        while self.position.step < self.steps and not self._out_of_patience():
+            self._epoch()
+        self.stepper.finish()
+        return evaluate(
+            self.network,
+            self.dataset,
+            batch_size=self.spec.batch_size,
+            device=self.world.device,
+        )
+
+    def _epoch(self) -> None:
+        position, spec = self.position, self.spec
+        every = spec.checkpoint_every or self.per_epoch
+        batches = self.dataset.train(
+            epoch=position.epoch, first=position.batch, batch_size=spec.batch_size
+        )
+        for batch in batches:
+            self._step(batch)
+            position.batch += 1
+            position.step += 1
+            last = position.batch == self.per_epoch or position.step == self.steps
+            if last:
+                position.epoch, position.batch = position.epoch + 1, 0
+                self._evaluate()
+            stop = self.world.agree(self.run.stop_requested)
+            if last or stop or position.step % every == 0:
+                self._checkpoint()
+            if position.step == self.steps:
+                return
+
+    def _step(self, batch: Batch) -> None:
+        step, spec = self.position.step, self.spec
+        self.stepper.milestone(step / self.steps)
+        self.stepper.zero_grad()
+        self._losses.append(self._backward(self.world.share(batch)))
+        if (step + 1) % spec.log_every == 0:
+            self._log(step + 1)
+        rate = rate_factor(
+            spec.schedule, step=step, steps=self.steps, steps_per_epoch=self.per_epoch
+        )
+        skipped = self.stepper.step(rate=rate, clip_norm=spec.clip_norm, scaler=self._scaler)
+        if self.world.first:
+            if skipped:
+                self.run.event("job.log", {"step": step + 1, "skipped": list(skipped[:20])})
+            self.run.progress(step + 1, self.steps, unit="step")
+
+    def _backward(self, batch: Batch) -> Tensor:
+        """Accumulate gradients over ``accumulate`` slices; return the mean loss, detached."""
+        total = torch.zeros((), device=self.world.device)
+        slices = min(self.spec.accumulate, len(batch.y))
+        for x, y in zip(batch.x.chunk(slices), batch.y.chunk(slices), strict=True):
+            weight = len(y) / len(batch.y)
+            with self._autocast():
+                answer = self._forward(x)
+            smoothing = self.spec.label_smoothing
+            loss = loss_of(answer.float(), y, self.dataset.signature, label_smoothing=smoothing)
+            self._scaler.scale(loss * weight).backward()  # type: ignore[no-untyped-call]
+            total += loss.detach() * weight
+        return total
+
+    def _autocast(self) -> AbstractContextManager[object]:
+        if self.spec.precision == "float32":
+            return nullcontext()
+        dtype = torch.bfloat16 if self.spec.precision == "bfloat16" else torch.float16
+        return torch.autocast(self.world.device.type, dtype=dtype)
+
+    def _log(self, step: int) -> None:
+        """One point for the mean loss since the last; the only place that waits for the device."""
+        value = self.world.mean(torch.stack(self._losses).mean())
+        self._losses.clear()
+        if not math.isfinite(value):
+            raise InvalidInputError(
+                f"the training loss is {value} at step {step}",
+                code="loss_not_finite",
+                fix="lower optimizer.learning_rate, set clip_norm, or check the scale of the "
+                "data; the last checkpoint is kept",
+                field="/optimizer/learning_rate",
+            )
+        self.series.add(step, {"loss": value})
+
+    def _evaluate(self) -> None:
+        if self._losses:
+            self._log(self.position.step)
+        found = evaluate(
+            self.network,
+            self.dataset,
+            batch_size=self.spec.batch_size,
+            device=self.world.device,
+        )
+        self.series.add(self.position.step, found.values() | dict(self.stepper.measures()))
+        best = self.best
+        if found.better_than(Evaluation(best.loss, best.accuracy)) or not best.step:
+            self.best = Best(found.loss, found.accuracy, self.position.step)
+        else:
+            best.waited += 1
+
+    def _out_of_patience(self) -> bool:
+        return self.spec.patience is not None and self.best.waited >= self.spec.patience
+
+    def _checkpoint(self) -> None:
+        """Write and report a checkpoint; a stop that was asked for ends the run here."""
+        if self.world.first:
+            run = {
+                "position": asdict(self.position),
+                "best": asdict(self.best),
+                "stepper": self.stepper.state_dict(),
+                "scaler": self._scaler.state_dict(),
+                "series": self.series.state_dict(),
+                "losses": self._losses,
+                "generator": torch.get_rng_state(),
+            }
+            step = self.position.step
+            self._snapshots.save(step, self.network.state_dict(), run, self.best.step)
+        self.run.checkpoint(self.position.step)
+
+    def _resume(self) -> None:
+        found = self._snapshots.newest()
+        if found is None:
+            return
+        weights, run = found
+        self.network.load_state_dict(weights)
+        self.stepper.load_state_dict(run["stepper"])
+        self._scaler.load_state_dict(run["scaler"])
+        self.series.load_state_dict(run["series"])
+        self.position = Position(**run["position"])
+        self.best = Best(**run["best"])
+        self._losses = [loss.to(self.world.device) for loss in run["losses"]]
+        torch.set_rng_state(run["generator"])
+
+    def best_weights(self) -> dict[str, Any]:
+        """The network's weights at the best evaluation that still has a checkpoint."""
+        return self._snapshots.load(self.best.step)[0]

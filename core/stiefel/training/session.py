@@ -1,0 +1,117 @@
+"""From a spec to a trained network: data, network, constraint, loop, in that order."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol, TypeVar
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from stiefel.errors import InvalidInputError
+from stiefel.methods.protocol import Run
+from stiefel.models import build_network
+from stiefel.specs.training import TrainingSpec
+from stiefel.training.data.opening import open_data
+from stiefel.training.evaluation import Evaluation
+from stiefel.training.loop import Loop
+from stiefel.training.stepper import Stepper
+from stiefel.training.world import World
+
+S = TypeVar("S", bound=TrainingSpec, contravariant=True)
+
+
+class Constraint(Protocol[S]):
+    """What a method does to a network so that its weights stay on a manifold."""
+
+    def attach(self, network: nn.Module, spec: S, *, steps: int) -> Stepper:
+        """Swap layers in place where the spec says so and return what steps them."""
+
+    def exports(self, network: nn.Module) -> dict[str, dict[str, Tensor]]:
+        """File name -> tensors of the finished network; ``model.safetensors`` is always there."""
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A finished run."""
+
+    network: nn.Module
+    evaluation: Evaluation
+    loop: Loop
+    exports: dict[str, dict[str, Tensor]]
+    parameters_before: int
+
+
+def train(spec: S, run: Run, constraint: Constraint[S]) -> Trained:
+    """Train to the end, or raise; resumes from the newest checkpoint in ``run.state``.
+
+    Raises:
+        InvalidInputError: data, network, weights or hyperparameters that cannot be used.
+        StopRequested: after a checkpoint.
+    """
+    device = choose_device(spec)
+    world = World(device)
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(spec.seed)
+        dataset = open_data(spec.data, run.input, seed=spec.seed)
+        network = build_network(spec.network, dataset.signature, seed=spec.seed)
+        if spec.weights:
+            load_weights(network, run.input / "weights")
+        parameters = sum(p.numel() for p in network.parameters())
+        network.to(device)
+        steps = spec.epochs * dataset.batches_per_epoch(spec.batch_size)
+        stepper = constraint.attach(network, spec, steps=min(steps, spec.max_steps or steps))
+        loop = Loop(spec, network, dataset, stepper, run, world)
+        evaluation = loop.train()
+        return Trained(network, evaluation, loop, constraint.exports(network), parameters)
+
+
+def choose_device(spec: TrainingSpec) -> torch.device:
+    """The device the spec asks for; ``auto`` takes CUDA where there is one."""
+    if spec.device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if spec.device == "cuda" and not torch.cuda.is_available():
+        raise InvalidInputError(
+            "this worker has no CUDA device",
+            code="no_such_device",
+            fix='set device to "auto" or "cpu"',
+            field="/device",
+        )
+    return torch.device(spec.device)
+
+
+def load_weights(network: nn.Module, path: Path) -> None:
+    """Load uploaded weights strictly: every tensor of the network, no other, same shapes.
+
+    Raises:
+        InvalidInputError: names the first tensor that is missing, unknown or of another shape.
+    """
+    try:
+        given = load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise _foreign("the file is not readable as safetensors") from error
+    own = {name: value.shape for name, value in network.state_dict().items()}
+    prefix = "inner." if not own.keys() & given.keys() else ""  # files of transformers itself
+    given = {prefix + name: value for name, value in given.items()}
+    for name, shape in own.items():
+        if name not in given:
+            raise _foreign(f"it has no tensor {name.removeprefix(prefix)}", name)
+        if given[name].shape != shape:
+            detail = f"tensor {name} has shape {list(given[name].shape)}, not {list(shape)}"
+            raise _foreign(detail, name)
+    if unknown := sorted(given.keys() - own.keys()):
+        raise _foreign(f"the network has no tensor {unknown[0].removeprefix(prefix)}", unknown[0])
+    network.load_state_dict(given)
+
+
+def _foreign(detail: str, tensor: str | None = None) -> InvalidInputError:
+    return InvalidInputError(
+        f"weights: {detail}",
+        code="weights_do_not_fit",
+        fix="upload weights of the network that the spec describes",
+        tensor=tensor,
+        field="/weights",
+    )

@@ -1,0 +1,66 @@
+"""Nested state as one safetensors file: tensors as they are, everything else as JSON.
+
+What ``torch.save`` would pickle (optimizer and generator state) is a tree of dicts, lists, numbers,
+strings and tensors; the tensors become entries of the file and the tree, with their names in their
+place, goes into its metadata. Nothing is executed on loading.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+TENSOR = "\0tensor"  # marks the place of a tensor in the tree
+PAIRS = "\0pairs"  # marks a dict with keys that are not strings
+
+
+def save_tree(path: Path, tree: Any) -> None:
+    """Write ``tree`` to a new file; tensors of any device and dtype, bit for bit.
+
+    Raises:
+        TypeError: a leaf is neither a tensor nor JSON.
+    """
+    tensors: dict[str, Tensor] = {}
+    skeleton = _pack(tree, tensors)
+    save_file(tensors, path, metadata={"tree": json.dumps(skeleton)})
+
+
+def load_tree(path: Path) -> Any:
+    """Read what :func:`save_tree` wrote; tensors are on the CPU."""
+    with safe_open(path, framework="pt") as file:
+        metadata: dict[str, str] = file.metadata()
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    return _unpack(json.loads(metadata["tree"]), tensors)
+
+
+def _pack(node: Any, tensors: dict[str, Tensor]) -> Any:
+    if isinstance(node, Tensor):
+        name = f"{len(tensors):06d}"
+        tensors[name] = node.detach().cpu().contiguous().clone()
+        return {TENSOR: name}
+    if isinstance(node, dict):
+        if all(isinstance(key, str) for key in node):
+            return {key: _pack(value, tensors) for key, value in node.items()}
+        return {PAIRS: [[key, _pack(value, tensors)] for key, value in node.items()]}
+    if isinstance(node, list | tuple):
+        return [_pack(item, tensors) for item in node]
+    if node is None or isinstance(node, bool | int | float | str):
+        return node
+    raise TypeError(f"cannot keep a {type(node).__name__} in a snapshot")
+
+
+def _unpack(node: Any, tensors: dict[str, Tensor]) -> Any:
+    if isinstance(node, dict):
+        if TENSOR in node:
+            return tensors[node[TENSOR]]
+        if PAIRS in node:
+            return {key: _unpack(value, tensors) for key, value in node[PAIRS]}
+        return {key: _unpack(value, tensors) for key, value in node.items()}
+    if isinstance(node, list):
+        return [_unpack(item, tensors) for item in node]
+    return node

@@ -1,0 +1,51 @@
+"""One process among several that train one network together."""
+
+from __future__ import annotations
+
+import os
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from stiefel.training.data.dataset import Batch
+
+
+class World:
+    """Rank and size as torch's launcher sets them; alone without it."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.rank = int(os.environ.get("RANK", "0")) if dist.is_initialized() else 0
+        self.size = dist.get_world_size() if dist.is_initialized() else 1
+
+    @property
+    def first(self) -> bool:
+        """Whether this process speaks for all."""
+        return self.rank == 0
+
+    def wrap(self, network: nn.Module) -> nn.Module:
+        """The network whose backward pass averages gradients over the processes."""
+        return network if self.size == 1 else DistributedDataParallel(network)
+
+    def share(self, batch: Batch) -> Batch:
+        """The equal part of a batch that falls to this process, on its device."""
+        mine = slice(self.rank, None, self.size)
+        return Batch(batch.x[mine].to(self.device), batch.y[mine].to(self.device))
+
+    def mean(self, value: Tensor) -> float:
+        """The mean of a number over the processes."""
+        if self.size > 1:
+            value = value.clone()
+            dist.all_reduce(value)
+            value = value / self.size
+        return float(value.item())
+
+    def agree(self, wish: bool) -> bool:
+        """What the first process wishes, known to all."""
+        if self.size == 1:
+            return wish
+        flag = torch.tensor(int(wish), device=self.device)
+        dist.broadcast(flag, src=0)
+        return bool(flag.item())
