@@ -8,6 +8,13 @@ from pathlib import Path
 from stiefel_client.errors import UnreadableFileError
 
 
+def index_of(path: Path) -> Path | None:
+    """The index that belongs to a path, if there is one."""
+    if path.is_dir():
+        path = path / "model.safetensors.index.json"
+    return path if path.name.endswith(".index.json") and path.is_file() else None
+
+
 def shards(path: Path) -> list[Path]:
     """The safetensors files that a path stands for.
 
@@ -15,8 +22,8 @@ def shards(path: Path) -> list[Path]:
         UnreadableFileError: no such file, an index that is none, or a folder without any.
     """
     if path.is_dir():
-        index = path / "model.safetensors.index.json"
-        found = shards(index) if index.is_file() else sorted(path.glob("*.safetensors"))
+        index = index_of(path)
+        found = shards(index) if index else sorted(path.glob("*.safetensors"))
         if not found:
             raise UnreadableFileError(f"{path} holds no .safetensors file")
         return found

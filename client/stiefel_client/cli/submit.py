@@ -14,7 +14,7 @@ from stiefel_client.cli.options import Json, Key, Url, read_labels, read_paramet
 from stiefel_client.cli.show import byte_bar, out, print_json, say
 from stiefel_client.client import Stiefel
 from stiefel_client.errors import ConfigurationError
-from stiefel_client.shards import shards
+from stiefel_client.shards import index_of, shards
 
 
 def register(app: typer.Typer) -> None:
@@ -100,9 +100,12 @@ def bring(client: Stiefel, source: str, *, quiet: bool) -> str | dict[str, str]:
     if path.is_file() and not path.name.endswith(".index.json"):
         return _upload(client, path, quiet=quiet)
     found = shards(path)
-    if len(found) == 1:
+    index = index_of(path)
+    if index is not None:
+        found.append(index)
+    elif len(found) == 1:
         return _upload(client, found[0], quiet=quiet)
-    return {shard.name: _upload(client, shard, quiet=quiet) for shard in found}
+    return {file.name: _upload(client, file, quiet=quiet) for file in found}
 
 
 def _upload(client: Stiefel, path: Path, *, quiet: bool) -> str:

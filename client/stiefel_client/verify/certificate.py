@@ -53,6 +53,12 @@ class Certificate(BaseModel):
         found = self.lineage.get("input")
         return found if isinstance(found, dict) else {}
 
+    @property
+    def rotation(self) -> bool:
+        """Whether the job asked for determinant +1."""
+        spec = self.lineage.get("spec")
+        return isinstance(spec, dict) and spec.get("determinant") == 1
+
 
 def read_certificate(path: Path) -> Certificate:
     """Parse a certificate.

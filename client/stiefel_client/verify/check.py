@@ -56,7 +56,7 @@ def verify(
             for name, path in certified_files(target, found).items():
                 _check_file(name, path, found, outcome, opened)
             for name, file in opened.items():
-                check_claims(file, _rows(found, name), sources, outcome)
+                check_claims(file, _rows(found, name), sources, outcome, rotation=found.rotation)
             check_factors(opened, found.tensors, sources, outcome)
         finally:
             for file in opened.values():

@@ -25,9 +25,17 @@ ABSOLUTE = 1e-9
 
 
 def check_claims(
-    file: TensorFile, rows: Sequence[CertifiedTensor], sources: Sources, outcome: Verification
+    file: TensorFile,
+    rows: Sequence[CertifiedTensor],
+    sources: Sources,
+    outcome: Verification,
+    *,
+    rotation: bool = False,
 ) -> None:
-    """Measure the claims of one file's tensors; factors wait until all files are open."""
+    """Measure the claims of one file's tensors; factors wait until all files are open.
+
+    ``rotation``: square real matrices were projected to determinant +1.
+    """
     intact = {check.name: at for at, check in enumerate(outcome.tensors)}
     for row in rows:
         entry = file.tensors.get(row.name)
@@ -36,7 +44,7 @@ def check_claims(
         if row.role == "unchanged":
             _check_unchanged(row, sources, outcome)
         elif row.role != "factor" and row.claims and _is_matrix(entry):
-            measured = _measure(file, entry, row, sources)
+            measured = _measure(file, entry, row, sources, rotation)
             _judge(intact[row.name], row.claims, measured, min(entry.matrix_shape), outcome)
 
 
@@ -71,14 +79,18 @@ def _check_unchanged(row: CertifiedTensor, sources: Sources, outcome: Verificati
 
 
 def _measure(
-    file: TensorFile, entry: TensorEntry, row: CertifiedTensor, sources: Sources
+    file: TensorFile,
+    entry: TensorEntry,
+    row: CertifiedTensor,
+    sources: Sources,
+    rotation: bool,
 ) -> Figures:
     """Every figure that the file, and the source where there is one, shows of one matrix."""
     figures: Figures = {}
-    scale = _scale(row.claims)
+    gain = _gain(row.claims)
     gram = measures.gram(file, entry)
     if "orthogonality_defect" in row.claims:
-        figures["orthogonality_defect"] = measures.orthogonality_defect(gram, scale)
+        figures["orthogonality_defect"] = measures.orthogonality_defect(gram, gain)
     if "rank" in row.claims:
         figures["rank"] = measures.numerical_rank(file, entry, gram)
     source = sources.matrix(row.source or row.name)
@@ -86,12 +98,12 @@ def _measure(
         return figures
     values = file.rows(entry, 0, entry.matrix_shape[0])
     if row.role == "projected":
-        return figures | _projection_figures(values, source, scale)
+        return figures | _projection_figures(values, source, gain, rotation)
     return figures | _approximation_figures(values, source, row.claims)
 
 
-def _projection_figures(values: Array, source: Array, scale: float) -> Figures:
-    optimum = measures.nearest_orthonormal(source, scale)
+def _projection_figures(values: Array, source: Array, gain: float, rotation: bool) -> Figures:
+    optimum = measures.nearest_orthonormal(source, gain, rotation=rotation)
     return {
         "distance_to_input": float(np.linalg.norm(values - source)),
         "distance_to_optimum": (
@@ -175,6 +187,6 @@ def _claim(name: str, claimed: float, measured: float | None, size: int) -> Clai
     return Claim(name, claimed, measured, abs(claimed - measured) <= bound)
 
 
-def _scale(claims: Mapping[str, Any]) -> float:
-    scale = claims.get("scale", 1.0)
-    return float(scale) if isinstance(scale, int | float) and scale else 1.0
+def _gain(claims: Mapping[str, Any]) -> float:
+    gain = claims.get("gain", 1.0)
+    return float(gain) if isinstance(gain, int | float) and gain else 1.0

@@ -40,9 +40,9 @@ def gram(file: TensorFile, entry: TensorEntry) -> Array:
     return total
 
 
-def orthogonality_defect(gram_matrix: Array, scale: float = 1.0) -> float:
-    """||X^H X / scale^2 - I||_F from the Gram matrix; ``scale`` is a gain kept on purpose."""
-    return float(np.linalg.norm(gram_matrix / scale**2 - np.eye(len(gram_matrix))))
+def orthogonality_defect(gram_matrix: Array, gain: float = 1.0) -> float:
+    """||X^H X / gain^2 - I||_F from the Gram matrix; ``gain`` is a factor kept on purpose."""
+    return float(np.linalg.norm(gram_matrix / gain**2 - np.eye(len(gram_matrix))))
 
 
 def numerical_rank(file: TensorFile, entry: TensorEntry, gram_matrix: Array | None = None) -> int:
@@ -73,15 +73,22 @@ def _triangle(file: TensorFile, entry: TensorEntry) -> Array:
 class Optimum(NamedTuple):
     """The closed-form optimum of a projection, from one float64 SVD of the source."""
 
-    nearest: Array  # (n, m), the polar factor times ``scale``
+    nearest: Array  # (n, m), the polar factor times ``gain``
     distance: float  # ||nearest - source||_F
     unique: bool  # False where the source is rank-deficient: many matrices are equally near
 
 
-def nearest_orthonormal(source: Array, scale: float = 1.0) -> Optimum:
-    """The nearest matrix with orthonormal columns (rows, if wide), times ``scale``."""
+def nearest_orthonormal(source: Array, gain: float = 1.0, *, rotation: bool = False) -> Optimum:
+    """The nearest matrix with orthonormal columns (rows, if wide), times ``gain``.
+
+    With ``rotation`` a square real one has determinant +1 (Kabsch): where the nearest has
+    -1, the direction of the smallest singular value is turned round.
+    """
     left, sigma, right = np.linalg.svd(source, full_matrices=False)
-    nearest = scale * (left @ right)
+    square_real = source.shape[0] == source.shape[1] and not np.iscomplexobj(source)
+    if rotation and square_real and np.linalg.det(left @ right) < 0:
+        left[:, -1] *= -1
+    nearest = gain * (left @ right)
     # Near rank deficiency the factor moves by eps / sigma_min: no figure to compare.
     unique = bool(sigma[-1] > 1e-8 * sigma[0])
     return Optimum(nearest, float(np.linalg.norm(nearest - source)), unique)

@@ -1,0 +1,181 @@
+"""The `stiefel` command as a program: output, exit codes, detaching."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from certified_files import Certified
+from stub_service import Answer, problem
+
+JOB = {
+    "id": "job_1",
+    "status": "queued",
+    "method": "project.unitary",
+    "timestamps": {"created": "2026-01-01T00:00:00Z"},
+}
+STIEFEL = [sys.executable, "-c", "from stiefel_client.cli import main; main()"]
+
+
+def run(*arguments: object, **options) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [*STIEFEL, *map(str, arguments)], capture_output=True, text=True, timeout=60, **options
+    )
+
+
+@pytest.fixture
+def at(service) -> list[str]:
+    return ["--url", service.url, "--key", "stf_test"]
+
+
+def test_verify_exits_0_and_1_and_tells_why(certified: Certified) -> None:
+    good = run("verify", certified.file, "--input", certified.original)
+    assert good.returncode == 0, good.stderr
+    assert "VERIFIED" in good.stdout
+    assert "square.weight" in good.stdout
+    data = bytearray(certified.file.read_bytes())
+    data[-1] ^= 1
+    certified.file.write_bytes(data)
+    bad = run("verify", certified.file, "--json")
+    assert bad.returncode == 1
+    assert json.loads(bad.stdout)["findings"][0]["code"] == "bytes_differ"
+    assert run("verify", certified.file, "--certificate", "absent.json").returncode == 2
+
+
+def test_submit_builds_the_spec_and_prints_the_id(service, at) -> None:
+    service.on("POST", "/v1/jobs", Answer(202, JOB))
+    done = run(
+        *["submit", "art_9", "--method", "factorize.low_rank", "--include", "*.attention.*"],
+        *["--param", "rule.by=energy", "-p", "rule.value=0.9", "--label", "team=nlp"],
+        *["--seed", "3", "--priority", "high", *at],
+    )
+    assert (done.returncode, done.stdout) == (0, "job_1\n"), done.stderr
+    assert "stiefel watch job_1" in done.stderr
+    assert json.loads(service.requests[0].body) == {
+        "spec": {
+            "method": "factorize.low_rank",
+            "input": "art_9",
+            "include": ["*.attention.*"],
+            "rule": {"by": "energy", "value": 0.9},
+            "seed": 3,
+        },
+        "labels": {"team": "nlp"},
+        "priority": "high",
+    }
+
+
+def test_a_sharded_checkpoint_goes_up_with_its_index(service, at, certified: Certified) -> None:
+    folder = certified.original.parent
+    index = {"weight_map": {"square.weight": "model.safetensors"}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    digests = iter(("art_a", "art_b"))
+
+    def own(request):
+        asked = json.loads(request.body)
+        return Answer(200, {"id": next(digests), "sha256": asked["sha256"]})
+
+    service.on("POST", "/v1/uploads", own)
+    service.on("POST", "/v1/jobs", Answer(202, JOB))
+    done = run("submit", folder, "--method", "project.unitary", *at)
+    assert done.returncode == 0, done.stderr
+    sent = json.loads(service.requests[-1].body)["spec"]["input"]
+    assert sent == {"model.safetensors": "art_a", "model.safetensors.index.json": "art_b"}
+
+
+@pytest.mark.parametrize(
+    ("status", "code"), [("succeeded", 0), ("failed", 1), ("cancelled", 1), ("running", 3)]
+)
+def test_wait_tells_the_end_by_its_exit_code(service, at, status, code) -> None:
+    error = {"code": "non_finite_weights", "detail": "w holds a NaN", "fix": "Repair w"}
+    end = JOB | {"status": status, "error": error if status == "failed" else None}
+    service.on("POST", "/v1/jobs", Answer(202, JOB))
+    service.on("GET", "/v1/jobs/job_1", Answer(200, end))
+    done = run("submit", "art_9", "-m", "project.unitary", "--wait", "--timeout", "0.3", *at)
+    assert done.returncode == code, done.stderr
+    assert ("w holds a NaN" in done.stderr) == (status == "failed")
+
+
+def test_bad_use_exits_2_and_names_the_field(service, at) -> None:
+    refusal = problem(
+        *(422, "invalid_spec", "/rule/value: too large"),
+        errors=[{"pointer": "/spec/rule/value", "message": "at most 1"}],
+        fix="Correct the field",
+    )
+    service.on("POST", "/v1/jobs", refusal)
+    done = run("submit", "art_9", "-m", "factorize.low_rank", *at)
+    assert done.returncode == 2
+    assert "/spec/rule/value: at most 1" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert run("submit", "no-such-file", "-m", "x", *at).returncode == 2
+    assert run("submit", "art_9", *at).returncode == 2
+    assert run("submit", "art_9", "-m", "x", "-p", "rank", *at).returncode == 2
+    assert run("jobs", "--url", "ftp://x").returncode == 2
+    assert run("frobnicate").returncode == 2
+
+
+def test_nobody_at_home_exits_1() -> None:
+    done = run("jobs", "--url", "http://127.0.0.1:1")
+    assert done.returncode == 1
+    assert "stiefel serve" in done.stderr
+
+
+def test_ctrl_c_detaches_with_a_hint(service, at) -> None:
+    service.on("GET", "/v1/jobs/job_1", Answer(200, JOB | {"status": "running"}))
+    process = subprocess.Popen(
+        [*STIEFEL, "watch", "job_1", *at], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    end = time.monotonic() + 20
+    while not service.requests and time.monotonic() < end:
+        time.sleep(0.02)
+    time.sleep(0.2)
+    process.send_signal(signal.SIGINT)
+    _, complaint = process.communicate(timeout=20)
+    assert process.returncode == 130
+    assert "stiefel watch job_1" in complaint
+    assert "Traceback" not in complaint
+
+
+def test_jobs_lists_pages_as_table_and_as_json(service, at) -> None:
+    first = {"data": [JOB], "has_more": True, "next": "job_1"}
+    second = {"data": [JOB | {"id": "job_2"}], "has_more": False}
+    service.on("GET", "/v1/jobs", Answer(200, first), Answer(200, second))
+    table = run("jobs", *at)
+    assert "job_1" in table.stdout
+    assert "job_2" in table.stdout
+    assert "project.unitary" in table.stdout
+    listed = json.loads(run("jobs", "--json", *at).stdout)
+    assert listed[0]["id"] == "job_2"
+
+
+def test_methods_shows_the_parameters_of_one(service, at) -> None:
+    schema = {"properties": {"rank": {"type": "integer", "default": 4, "description": "How many"}}}
+    view = {"name": "factorize.low_rank", "schema": schema}
+    service.on("GET", "/v1/methods/factorize.low_rank", Answer(200, view))
+    done = run("methods", "factorize.low_rank", *at)
+    assert "How many (default 4)" in done.stdout
+
+
+def test_the_client_imports_none_of_the_other_packages() -> None:
+    script = (
+        "import sys, stiefel_client.cli, stiefel_client.verify; "
+        "bad = {'torch', 'stiefel', 'stiefel_jobs', 'stiefel_api', 'stiefel_worker', 'celery'}; "
+        "raise SystemExit(str(bad & set(sys.modules)) if bad & set(sys.modules) else 0)"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True)
+
+
+def test_the_embedded_key_is_sent_to_this_machine_only(service, own_data_dir: Path) -> None:
+    from stiefel_client.locate import find_service
+
+    own_data_dir.mkdir()
+    (own_data_dir / "api_key").write_text("stf_embedded\n")
+    (own_data_dir / "api_url").write_text(service.url)
+    assert find_service() == find_service(service.url)
+    assert find_service().key == "stf_embedded"
+    assert find_service("https://stiefel.example").key is None
+    assert find_service("https://stiefel.example", "mine").key == "mine"
