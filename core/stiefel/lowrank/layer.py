@@ -81,6 +81,11 @@ class LowRankLayer(nn.Module):
             )
         self.U, self.V = factors.left, factors.right
         self.S.grad = None
+        if factors.core.shape != self.S.shape:
+            # A loss that is still alive holds the old graph, whose accumulator of gradients for S
+            # insists on the old shape. Torch makes a new one only when the dtype changes.
+            other = torch.float64 if self.S.dtype != torch.float64 else torch.float32
+            self.S.data = torch.empty(0, dtype=other, device=self.S.device)
         self.S.data = factors.core
 
     def corner(self, tape: Tape, new_left: Tensor, new_right: Tensor) -> Tensor:
