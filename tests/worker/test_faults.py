@@ -1,0 +1,129 @@
+"""What goes wrong with workers themselves: killed, frozen, drained, cut off."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+
+from crew import LEASE_S, TENANT, Site, alive, until
+
+from stiefel_jobs.states import Blame, State
+from stiefel_jobs.store.queries import checkpoints
+
+
+def test_a_killed_worker_costs_no_job(site: Site) -> None:
+    """SIGKILL mid-job: another worker goes on from the last checkpoint and commits once."""
+    site.start()
+    job_id = site.submit("count", steps=60, step_s=0.1)
+    site.began(job_id)
+    until(lambda: checkpoints(site.db, tenant=TENANT, job_id=job_id), 10)
+    pid = site.events(job_id, "job.process")[0].data["pid"]
+    heir = site.start(wait=False)
+    time.sleep(1)
+    site.workers[0].kill()
+    killed = time.monotonic()
+    until(lambda: not alive(pid), 2)  # no orphan goes on computing
+    began = site.began(job_id, times=2)
+    assert began["done"] > 0
+    assert time.monotonic() - killed < LEASE_S + 15
+    job = site.wait(job_id)
+    assert job.state is State.SUCCEEDED
+    assert site.reasons(job_id) == ["worker_lost", "succeeded"]
+    assert site.read(job, "counted.bin") == b"head:" + bytes(range(60))
+    ends = [e for e in site.events(job_id, "job.status") if e.data["state"] == "succeeded"]
+    assert len(ends) == 1
+    assert heir.stop() == 0
+
+
+def test_a_worker_frozen_past_its_lease_writes_nothing_when_it_wakes(site: Site) -> None:
+    frozen = site.start()
+    job_id = site.submit("count", steps=100, step_s=0.05)
+    site.began(job_id)
+    pid = site.events(job_id, "job.process")[0].data["pid"]
+    frozen.process.send_signal(signal.SIGSTOP)
+    site.start(wait=False)
+    site.began(job_id, times=2)
+    frozen.process.send_signal(signal.SIGCONT)
+    until(lambda: "stale fence" in frozen.log, 10)
+    until(lambda: not alive(pid), 3)
+    job = site.wait(job_id)
+    assert site.reasons(job_id) == ["worker_lost", "succeeded"]
+    assert site.read(job, "counted.bin") == b"head:" + bytes(range(100))
+
+
+def test_a_drained_worker_hands_its_job_back(site: Site) -> None:
+    first = site.start()
+    job_id = site.submit("count", steps=60, step_s=0.1)
+    until(lambda: (site.job(job_id).progress or {}).get("done", 0) > 2, 15)
+    assert first.stop() == 0
+    job = site.job(job_id)
+    assert (job.state, job.failures) == (State.QUEUED, 0)
+    assert site.reasons(job_id) == ["drained"]
+    assert checkpoints(site.db, tenant=TENANT, job_id=job_id)
+    assert not site.scratch()
+    site.start(wait=False)
+    assert site.began(job_id, times=2)["done"] > 2
+    assert site.wait(job_id).state is State.SUCCEEDED
+
+
+def test_a_child_killed_from_outside_is_tried_again_from_its_checkpoint(embedded: Site) -> None:
+    embedded.start()
+    job_id = embedded.submit("count", steps=40, step_s=0.1)
+    embedded.began(job_id)
+    until(lambda: checkpoints(embedded.db, tenant=TENANT, job_id=job_id), 10)
+    os.kill(embedded.events(job_id, "job.process")[0].data["pid"], signal.SIGKILL)
+    assert embedded.began(job_id, times=2)["done"] > 0
+    job = embedded.wait(job_id)
+    assert job.state is State.SUCCEEDED
+    assert embedded.reasons(job_id) == ["out_of_memory", "succeeded"]
+
+
+def test_a_fork_server_that_dies_is_started_again(embedded: Site) -> None:
+    worker = embedded.start()
+    job_id = embedded.submit("idle")
+    child = embedded.began(job_id)["pid"]
+    with open(f"/proc/{child}/stat") as stat:  # noqa: PTH123 - one line of the kernel's
+        fork_server = int(stat.read().rpartition(")")[2].split()[1])
+    assert fork_server != worker.process.pid
+    os.kill(fork_server, signal.SIGKILL)
+    until(lambda: not alive(child), 2)
+    assert embedded.began(job_id, times=2)["pid"] != child
+
+
+def test_no_progress_is_a_hang(embedded: Site) -> None:
+    embedded.start(STIEFEL_HANG_S=1)
+    job = embedded.wait(embedded.submit("idle", max_attempts=1), seconds=10)
+    assert (job.state, job.blame, job.reason) == (State.FAILED, Blame.TIMEOUT, "no_progress")
+
+
+def test_a_pause_that_finds_no_safe_point_is_enforced(embedded: Site) -> None:
+    from stiefel_jobs.store.actions import pause
+
+    embedded.start(STIEFEL_WORKER_PAUSE_S=0.5)
+    job_id = embedded.submit("idle")
+    child = embedded.began(job_id)["pid"]
+    pause(embedded.db, tenant=TENANT, job_id=job_id)
+    embedded.wait(job_id, State.PAUSED, seconds=5)
+    until(lambda: not alive(child), 1)
+
+
+def test_a_worker_without_a_broker_still_works_and_still_drains(embedded: Site) -> None:
+    """Nothing listens on the broker's port: jobs are found by polling."""
+    worker = embedded.start(wait=False, STIEFEL_BROKER_URL="redis://127.0.0.1:1/0")
+    job = embedded.wait(embedded.submit("count", ring=False), seconds=30)
+    assert job.state is State.SUCCEEDED
+    assert worker.stop() == 0
+
+
+def test_slots_are_counted_however_a_job_arrives(embedded: Site) -> None:
+    """Bells and polling together never run more than ``concurrency`` jobs at a time."""
+    embedded.start(concurrency=2, STIEFEL_POLL_S=0.05)
+    jobs = [embedded.submit("count", steps=4, step_s=0.1, ring=n % 2 == 0) for n in range(8)]
+    most = 0
+    while any(embedded.job(job_id).finished_at is None for job_id in jobs):
+        states = [embedded.job(job_id).state for job_id in jobs]
+        most = max(most, sum(s in {State.RUNNING, State.FINALIZING} for s in states))
+        time.sleep(0.02)
+    assert most == 2
+    assert {embedded.job(job_id).state for job_id in jobs} == {State.SUCCEEDED}
