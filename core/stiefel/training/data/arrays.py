@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from safetensors import SafetensorError
 
 from stiefel.errors import InvalidInputError
 from stiefel.specs.data import ArrayData
@@ -25,30 +26,34 @@ def read_arrays(
         InvalidInputError: unreadable file, missing array, object arrays, sizes that differ, or
             numbers that are not finite.
     """
-    arrays = _open(path, role)
     names = spec.input if isinstance(spec.input, list) else [spec.input]
-    inputs = [_array(arrays, name, role) for name in names]
-    labels = _array(arrays, spec.label, role)
-    for name, array in zip(names, inputs, strict=True):
-        if len(array) != len(labels):
-            raise _bad(role, f'array "{name}" has {len(array)} rows, labels have {len(labels)}')
-    return _blocks(inputs), labels
+    arrays = _open(path, [*names, spec.label], role)
+    labels = arrays[spec.label]
+    for name in names:
+        if len(arrays[name]) != len(labels):
+            detail = f'array "{name}" has {len(arrays[name])} rows, labels have {len(labels)}'
+            raise _bad(role, detail)
+    return _blocks([arrays[name] for name in names]), labels
 
 
-def _open(path: Path, role: str) -> Mapping[str, Any]:
+def _open(path: Path, names: list[str], role: str) -> dict[str, NDArray[np.generic]]:
     with path.open("rb") as file:
         is_zip = file.read(4) == b"PK\x03\x04"
     try:
-        if is_zip:
-            loaded: Mapping[str, Any] = np.load(path, allow_pickle=False)
-            return loaded
-        from safetensors.numpy import load_file
+        if not is_zip:
+            from safetensors.numpy import load_file
 
-        return load_file(path)
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+            return _chosen(load_file(path), names, role)
+        with np.load(path, allow_pickle=False) as arrays:
+            return _chosen(arrays, names, role)
+    except (OSError, zipfile.BadZipFile, SafetensorError) as error:
         raise _bad(role, "the file is neither .npz nor .safetensors") from error
-    except Exception as error:  # SafetensorError derives from Exception directly
-        raise _bad(role, "the safetensors file cannot be read") from error
+
+
+def _chosen(
+    arrays: Mapping[str, Any], names: list[str], role: str
+) -> dict[str, NDArray[np.generic]]:
+    return {name: _array(arrays, name, role) for name in names}
 
 
 def _array(arrays: Mapping[str, Any], name: str, role: str) -> NDArray[np.generic]:

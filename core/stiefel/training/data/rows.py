@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import os
 import tempfile
+import weakref
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -26,16 +28,21 @@ class Rows:
     """
 
     def __init__(self, records: Iterable[NDArray[np.generic]]) -> None:
-        self._file = tempfile.TemporaryFile(prefix="rows-")  # noqa: SIM115 - lives as long as self
+        self._fd, path = tempfile.mkstemp(prefix="rows-")
+        Path(path).unlink()  # the open descriptor is all that keeps the bytes
+        weakref.finalize(self, os.close, self._fd)
         self.count = 0
         self.shape: tuple[int, ...] = ()
         self.dtype: np.dtype[np.generic] = np.dtype(np.uint8)
         for block in records:
             self.shape, self.dtype = block.shape[1:], block.dtype
-            self._file.write(np.ascontiguousarray(block).data)
+            self._write(np.ascontiguousarray(block).data.cast("B"))
             self.count += len(block)
-        self._file.flush()
         self._size = int(np.prod(self.shape, dtype=np.int64)) * self.dtype.itemsize
+
+    def _write(self, data: memoryview) -> None:
+        while data:
+            data = data[os.write(self._fd, data) :]
 
     def take(self, indices: Sequence[int]) -> Tensor:
         """Records ``indices`` as one tensor (len(indices), *shape) of the stored dtype."""
@@ -43,6 +50,6 @@ class Rows:
         view = memoryview(buffer)
         for slot, index in enumerate(indices):
             part = view[slot * self._size : (slot + 1) * self._size]
-            os.preadv(self._file.fileno(), [part], index * self._size)
+            os.preadv(self._fd, [part], index * self._size)
         array = np.frombuffer(buffer, dtype=self.dtype).reshape(len(indices), *self.shape)
         return torch.from_numpy(array)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -58,13 +59,11 @@ class _Windows:
 
     def __init__(self, path: Path, start: int, stop: int, context: int, role: str) -> None:
         self._fd = os.open(path, os.O_RDONLY)
+        weakref.finalize(self, os.close, self._fd)
         self._start, self._stop, self._context = start, stop, context
         self.count = (stop - start - 1) // context
         if self.count < 1:
             raise _bad(role, f"{stop - start} bytes hold no window of {context + 1}")
-
-    def __del__(self) -> None:
-        os.close(self._fd)
 
     def batch(self, windows: range | list[int], offset: int) -> Batch:
         both = torch.stack([self._read(window, offset) for window in windows])

@@ -1,0 +1,181 @@
+"""Data: what is read, in which order, and what is refused by row and column."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from PIL import Image
+
+from stiefel.errors import InvalidInputError
+from stiefel.specs.data import AddingProblem, ArrayData, CopyingMemory, ParquetData, TextData
+from stiefel.training.data.opening import open_data
+
+
+def png(size: tuple[int, int] = (8, 8), value: int = 7) -> dict[str, bytes | None]:
+    stream = io.BytesIO()
+    Image.new("L", size, value).save(stream, format="PNG")
+    return {"bytes": stream.getvalue(), "path": None}
+
+
+def write_parquet(path: Path, **columns: list[object]) -> None:
+    pq.write_table(pa.table(columns), path)
+
+
+def write_images(path: Path, count: int = 40) -> None:
+    write_parquet(
+        path,
+        image=[png(value=i) for i in range(count)],
+        label=[i % 3 for i in range(count)],
+    )
+
+
+IMAGES = ParquetData(kind="parquet", train="art_1", input="image")
+ARRAYS = ArrayData(kind="arrays", train="art_1", input="x", label="y")
+
+
+def test_images_are_read_standardised_and_held_out(tmp_path: Path) -> None:
+    write_images(tmp_path / "train")
+    data = open_data(IMAGES, tmp_path, seed=0)
+    assert (data.signature.kind, data.signature.shape, data.signature.outputs) == (
+        "image",
+        (1, 8, 8),
+        3,
+    )
+    seen = torch.cat([batch.x for batch in data.train(epoch=0, first=0, batch_size=6)])
+    assert seen.shape == (36, 1, 8, 8)
+    assert abs(float(seen.mean())) < 1e-5
+    assert sum(len(batch.y) for batch in data.test(batch_size=3)) == 4
+
+
+def test_the_order_is_a_function_of_seed_epoch_and_batch(tmp_path: Path) -> None:
+    write_images(tmp_path / "train")
+    spec = IMAGES.model_copy(update={"augment": "flip_shift"})
+    whole = list(open_data(spec, tmp_path, seed=1).train(epoch=3, first=0, batch_size=5))
+    rest = list(open_data(spec, tmp_path, seed=1).train(epoch=3, first=4, batch_size=5))
+    assert all(
+        torch.equal(a.x, b.x) and torch.equal(a.y, b.y)
+        for a, b in zip(whole[4:], rest, strict=True)
+    )
+    other = next(iter(open_data(spec, tmp_path, seed=1).train(epoch=4, first=0, batch_size=5)))
+    assert not torch.equal(whole[0].y, other.y) or not torch.equal(whole[0].x, other.x)
+
+
+def test_pixels_as_a_permuted_sequence_keep_their_values(tmp_path: Path) -> None:
+    write_images(tmp_path / "train")
+    plain = open_data(IMAGES, tmp_path, seed=0)
+    spec = IMAGES.model_copy(update={"as_sequence": True, "permute": 5})
+    permuted = open_data(spec, tmp_path, seed=0)
+    assert permuted.signature.shape == (64, 1)
+    a = next(iter(plain.test(batch_size=4))).x.flatten(1)
+    b = next(iter(permuted.test(batch_size=4))).x.flatten(1)
+    assert torch.equal(a.sort(dim=1).values, b.sort(dim=1).values)
+
+
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [
+        ({"picture": [png()], "label": [0]}, 'no column "image"; the file has label, picture'),
+        ({"image": [png()], "class": [0]}, 'no column "label"'),
+        ({"image": [png(), None], "label": [0, 1]}, 'row 1, column "image": no image bytes'),
+        (
+            {"image": [png(), {"bytes": b"\x89PNG cut", "path": None}], "label": [0, 1]},
+            'row 1, column "image": the image cannot be decoded',
+        ),
+        (
+            {"image": [png(), png((9, 8))], "label": [0, 1]},
+            'row 1, column "image": image of shape',
+        ),
+        ({"image": [png()] * 3, "label": [0, 1, -1]}, 'column "label", row 2'),
+        ({"image": [png()] * 3, "label": [0, None, 1]}, 'column "label" has nulls'),
+        ({"image": [png()], "label": [0]}, "too few to hold out"),
+        ({"image": ["text", "text"], "label": [0, 1]}, 'column "image" is not numeric'),
+        ({"image": [1.0, float("nan")], "label": [0, 1]}, 'row 1, column "image"'),
+    ],
+)
+def test_bad_parquet_is_refused_by_row_and_column(
+    tmp_path: Path, columns: dict[str, list[object]], message: str
+) -> None:
+    write_parquet(tmp_path / "train", **columns)
+    with pytest.raises(InvalidInputError) as caught:
+        open_data(IMAGES, tmp_path, seed=0)
+    assert message in caught.value.detail
+    assert caught.value.fix
+    assert caught.value.field
+
+
+def test_bytes_that_are_not_parquet_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "train").write_bytes(b"not parquet")
+    with pytest.raises(InvalidInputError, match="not readable as parquet"):
+        open_data(IMAGES, tmp_path, seed=0)
+
+
+def save_arrays(path: Path, **arrays: np.ndarray) -> None:
+    with path.open("wb") as file:
+        np.savez(file, **arrays)
+
+
+def test_arrays_from_npz_and_safetensors_agree(tmp_path: Path) -> None:
+    from safetensors.numpy import save_file
+
+    x = np.random.default_rng(0).standard_normal((30, 5), dtype=np.float32)
+    y = np.arange(30) % 4
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").mkdir()
+    save_arrays(tmp_path / "a" / "train", x=x, y=y)
+    save_file({"x": x, "y": y}, tmp_path / "b" / "train")
+    one = next(iter(open_data(ARRAYS, tmp_path / "a", seed=0).test(batch_size=3)))
+    two = next(iter(open_data(ARRAYS, tmp_path / "b", seed=0).test(batch_size=3)))
+    assert torch.equal(one.x, two.x)
+    assert torch.equal(one.y, two.y)
+
+
+@pytest.mark.parametrize(
+    ("arrays", "message"),
+    [
+        ({"x": np.zeros((4, 2))}, 'no array "y"'),
+        ({"x": np.zeros((4, 2)), "y": np.zeros(3)}, "4 rows, labels have 3"),
+        ({"x": np.full((4, 2), np.inf), "y": np.zeros(4)}, 'array "x", row 0'),
+        ({"x": np.zeros((4, 2)), "y": np.full(4, 0.5)}, "is not a class"),
+        ({"x": np.array([{}, {}], dtype=object), "y": np.zeros(2)}, "Python objects"),
+    ],
+)
+def test_bad_arrays_are_refused(
+    tmp_path: Path, arrays: dict[str, np.ndarray], message: str
+) -> None:
+    save_arrays(tmp_path / "train", **arrays)
+    with pytest.raises(InvalidInputError) as caught:
+        open_data(ARRAYS, tmp_path, seed=0)
+    assert message in caught.value.detail
+
+
+def test_text_targets_are_the_next_bytes(tmp_path: Path) -> None:
+    text = b"the quick brown fox jumps over the lazy dog. " * 20
+    (tmp_path / "train").write_bytes(text)
+    data = open_data(TextData(kind="text", train="art_1", context=16), tmp_path, seed=0)
+    for batch in data.train(epoch=0, first=0, batch_size=4):
+        assert torch.equal(batch.x[:, 1:], batch.y[:, :-1])
+    (tmp_path / "train").write_bytes(b"\xff\xfe" * 100)
+    with pytest.raises(InvalidInputError, match="not UTF-8"):
+        open_data(TextData(kind="text", train="art_1", context=16), tmp_path, seed=0)
+
+
+def test_copying_memory_asks_for_the_first_symbols() -> None:
+    spec = CopyingMemory(kind="copying_memory", delay=7, length=3)
+    batch = next(iter(open_data(spec, Path(), seed=0).train(epoch=0, first=0, batch_size=5)))
+    assert torch.equal(batch.x.argmax(-1)[:, :3], batch.y[:, -3:])
+    assert not batch.y[:, :-3].any()
+
+
+def test_adding_problem_answers_the_sum_of_the_marked() -> None:
+    spec = AddingProblem(kind="adding_problem", length=11, train_examples=40, test_examples=7)
+    data = open_data(spec, Path(), seed=0)
+    batch = next(iter(data.train(epoch=0, first=0, batch_size=8)))
+    assert torch.allclose((batch.x[..., 0] * batch.x[..., 1]).sum(1), batch.y)
+    assert torch.equal(batch.x[..., 1].sum(1), torch.full((8,), 2.0))
+    assert sum(len(b.y) for b in data.test(batch_size=3)) == 7
