@@ -23,6 +23,7 @@ class View(BaseModel):
 class Progress(View):
     """How far a job is; counts in ``unit``, times in UTC."""
 
+    stage: str | None = None
     percent: float | None = None
     done: float | None = None
     total: float | None = None
@@ -64,7 +65,7 @@ class Job(View):
     id: str
     status: str
     method: str | None = None
-    stage: str | None = None
+    reason: str | None = None
     spec: dict[str, Any] = Field(default_factory=dict)
     labels: dict[str, str] = Field(default_factory=dict)
     allowed_actions: list[str] = Field(default_factory=list)

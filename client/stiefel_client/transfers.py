@@ -26,6 +26,7 @@ from stiefel_client.models import Artifact, Job, Upload, UploadPart
 from stiefel_client.transport import OnBytes, Transport
 
 BLOCK = 2**20
+URLS_LAST = 600.0  # seconds after which presigned URLs are asked for anew
 
 
 def sha256_of(path: Path, on_bytes: Callable[[int], None] | None = None) -> str:
@@ -78,9 +79,12 @@ def _unfinished(client: Transport, journal: _Journal) -> Upload | None:
 def _send_parts(
     client: Transport, path: Path, begun: Upload, size: int, on_bytes: OnBytes | None
 ) -> None:
-    done = 0
+    done, asked = 0, time.monotonic()
     with path.open("rb") as file:
-        for part in begun.parts:
+        for number in range(1, len(begun.parts) + 1):
+            if time.monotonic() - asked > URLS_LAST:
+                begun, asked = client.call(calls.get_upload(begun.id)), time.monotonic()
+            part = begun.parts[number - 1]
             start = (part.number - 1) * begun.part_size
             length = min(begun.part_size, size - start)
             if not part.received:

@@ -131,7 +131,8 @@ def job_bar(job_id: str, *, quiet: bool) -> Iterator[Callable[[Job], None]]:
             progress = job.progress
             total = progress.total if progress else None
             done = (progress.done if progress else None) or 0
-            title = " ".join(filter(None, (job_id, job.status, job.stage)))
+            stage = progress.stage if progress else None
+            title = " ".join(filter(None, (job_id, job.status, stage)))
             bars.update(bar, description=escape(title), completed=done, total=total)
 
         yield update

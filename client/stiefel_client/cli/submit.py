@@ -49,6 +49,7 @@ def submit(
     label: Annotated[list[str] | None, typer.Option(help="name=value; may repeat.")] = None,
     priority: Annotated[str | None, typer.Option(help="low, normal or high.")] = None,
     deadline: Annotated[str | None, typer.Option(help="ISO 8601, such as PT2H.")] = None,
+    device: Annotated[str | None, typer.Option(help="cpu or cuda.")] = None,
     idempotency_key: Annotated[
         str | None, typer.Option(help="The same key never makes a second job.")
     ] = None,
@@ -70,7 +71,7 @@ def submit(
     body |= {name: value for name, value in given.items() if value is not None}
     if "method" not in body:
         raise typer.BadParameter("name a --method; `stiefel methods` lists them")
-    options: dict[str, Any] = {"priority": priority, "deadline": deadline}
+    options: dict[str, Any] = {"priority": priority, "deadline": deadline, "device": device}
     if label:
         options["labels"] = read_labels(label)
     with Stiefel(url, key) as client:

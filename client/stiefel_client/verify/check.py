@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import time
 from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from stiefel_client.errors import UnreadableFileError
@@ -18,7 +20,9 @@ from stiefel_client.verify.certificate import (
 )
 from stiefel_client.verify.claims import check_claims, check_factors
 from stiefel_client.verify.report import TensorCheck, Verification
-from stiefel_client.verify.sources import Sources
+from stiefel_client.verify.sources import Sources, tensor_digest
+
+HASHERS = min(4, os.cpu_count() or 1)
 
 
 def verify(
@@ -91,9 +95,12 @@ def _check_file(
     outcome.bytes_read += len(file.header)
     rows = {row.name: row for row in _rows(certificate, name)}
     _check_names(path, file.tensors, rows, outcome)
-    for entry in file.tensors.values():
-        if entry.name in rows:
-            _check_tensor(file, entry, rows[entry.name], outcome)
+    known = [entry for entry in file.tensors.values() if entry.name in rows]
+    # Reading and hashing release the interpreter: two threads nearly halve the time.
+    with ThreadPoolExecutor(HASHERS) as pool:
+        digests = pool.map(lambda entry: tensor_digest(file, entry), known)
+        for entry, digest in zip(known, digests, strict=True):
+            _check_tensor(entry, digest, rows[entry.name], outcome)
     opened[name] = file
 
 
@@ -108,7 +115,7 @@ def _check_names(
 
 
 def _check_tensor(
-    file: TensorFile, entry: TensorEntry, row: CertifiedTensor, outcome: Verification
+    entry: TensorEntry, digest: str, row: CertifiedTensor, outcome: Verification
 ) -> None:
     if (entry.dtype, entry.shape) != (row.dtype, row.shape):
         outcome.add(
@@ -116,11 +123,8 @@ def _check_tensor(
             "form_differs",
             f"{entry.dtype} {list(entry.shape)}, certified {row.dtype} {list(row.shape)}",
         )
-    digest = hashlib.sha256()
-    for chunk in file.chunks(entry):
-        digest.update(chunk)
     outcome.bytes_read += entry.end - entry.start
-    if digest.hexdigest() != row.sha256:
+    if digest != row.sha256:
         outcome.add(entry.name, "bytes_differ", "its bytes are not the certified ones")
         return
     check = TensorCheck(entry.name, row.file, row.role, entry.dtype, entry.shape)

@@ -105,17 +105,17 @@ def _measure(
 def _projection_figures(values: Array, source: Array, gain: float, rotation: bool) -> Figures:
     optimum = measures.nearest_orthonormal(source, gain, rotation=rotation)
     return {
-        "distance_to_input": float(np.linalg.norm(values - source)),
+        "distance_to_input": measures.frobenius(values - source),
         "distance_to_optimum": (
-            float(np.linalg.norm(values - optimum.nearest)) if optimum.unique else None
+            measures.frobenius(values - optimum.nearest) if optimum.unique else None
         ),
         "optimum_distance_to_input": optimum.distance,
     }
 
 
 def _approximation_figures(values: Array, source: Array, claims: Mapping[str, Any]) -> Figures:
-    norm = float(np.linalg.norm(source)) or 1.0
-    figures: Figures = {"relative_error": float(np.linalg.norm(values - source)) / norm}
+    norm = measures.frobenius(source) or 1.0
+    figures: Figures = {"relative_error": measures.frobenius(values - source) / norm}
     rank = claims.get("rank")
     if isinstance(rank, int):
         tail = measures.best_rank(source, rank)
@@ -156,7 +156,7 @@ def _product(factors: Sequence[Array], source: Array) -> Array | None:
         if not chained or (order[0].shape[0], order[-1].shape[1]) != source.shape:
             continue
         product = np.linalg.multi_dot(order)
-        if best is None or np.linalg.norm(product - source) < np.linalg.norm(best - source):
+        if best is None or measures.frobenius(product - source) < measures.frobenius(best - source):
             best = product
     return best
 

@@ -65,10 +65,7 @@ class Sources:
         """sha256 of a tensor's bytes; None where it is unknown."""
         for file in self._files:
             if name in file.tensors:
-                digest = hashlib.sha256()
-                for chunk in file.chunks(file.tensors[name]):
-                    digest.update(chunk)
-                return digest.hexdigest()
+                return tensor_digest(file, file.tensors[name])
         return None
 
     def check_digests(self, promised: Mapping[str, str], outcome: Verification) -> None:
@@ -80,3 +77,11 @@ class Sources:
                     digest.update(chunk)
             if promised and digest.hexdigest() not in promised.values():
                 outcome.add("input", "input_differs", f"{file.path} is not the file the job read")
+
+
+def tensor_digest(file: TensorFile, entry: TensorEntry) -> str:
+    """sha256 of a tensor's bytes."""
+    digest = hashlib.sha256()
+    for chunk in file.chunks(entry):
+        digest.update(chunk)
+    return digest.hexdigest()
