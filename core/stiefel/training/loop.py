@@ -1,8 +1,8 @@
 """The training loop: steps, evaluations, checkpoints, and a stop at every step.
 
 Where a run stands is three integers (epoch, batch, step); what it has learnt is the network, the
-stepper and the default generator; what it has told is the series. A checkpoint holds all of it,
-so a resumed run continues bit for bit on the CPU.
+stepper; what it has told is the series. A checkpoint holds all of it, and every draw is a function
+of the seed and the position, so a resumed run continues bit for bit on the CPU.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from stiefel.errors import InvalidInputError
 from stiefel.methods.protocol import Run
 from stiefel.specs.training import TrainingSpec
-from stiefel.training.data.dataset import Batch, Dataset
+from stiefel.training.data.dataset import Batch, Dataset, mix
 from stiefel.training.evaluation import Evaluation, evaluate, loss_of
 from stiefel.training.optimizers import rate_factor
 from stiefel.training.series import Series
@@ -111,6 +111,9 @@ class Loop:
 
     def _step(self, batch: Batch) -> None:
         step, spec = self.position.step, self.spec
+        # Dropout draws from the default generator: a function of the step and the process, so
+        # that there is no generator to save and no process to forget.
+        torch.manual_seed(mix(spec.seed, step, self.world.rank))
         self.stepper.milestone(step / self.steps)
         self.stepper.zero_grad()
         self._losses.append(self._backward(self.world.share(batch)))
@@ -188,7 +191,6 @@ class Loop:
                 "scaler": self._scaler.state_dict(),
                 "series": self.series.state_dict(),
                 "losses": self._losses,
-                "generator": torch.get_rng_state(),
             }
             step = self.position.step
             self._snapshots.save(step, self.network.state_dict(), run, self.best.step)
@@ -206,7 +208,6 @@ class Loop:
         self.position = Position(**run["position"])
         self.best = Best(**run["best"])
         self._losses = [loss.to(self.world.device) for loss in run["losses"]]
-        torch.set_rng_state(run["generator"])
 
     def best_weights(self) -> dict[str, Any]:
         """The network's weights at the best evaluation that still has a checkpoint."""

@@ -40,11 +40,16 @@ class Dataset(Protocol):
 
 
 def generator(*seeds: int) -> torch.Generator:
-    """A CPU generator that is a function of ``seeds`` alone (splitmix64 mixing)."""
+    """A CPU generator that is a function of ``seeds`` alone."""
+    return torch.Generator().manual_seed(mix(*seeds))
+
+
+def mix(*seeds: int) -> int:
+    """One seed from several, each of which changes all of it (the splitmix64 finaliser)."""
     state = 0x9E3779B97F4A7C15
     for seed in seeds:
         state = (state + seed + 0x9E3779B97F4A7C15) & 0xFFFFFFFFFFFFFFFF
         state = ((state ^ (state >> 30)) * 0xBF58476D1CE4E5B9) & 0xFFFFFFFFFFFFFFFF
         state = ((state ^ (state >> 27)) * 0x94D049BB133111EB) & 0xFFFFFFFFFFFFFFFF
         state ^= state >> 31
-    return torch.Generator().manual_seed(state & 0x7FFFFFFFFFFFFFFF)
+    return state & 0x7FFFFFFFFFFFFFFF
