@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from celery import Celery
-from celery.signals import worker_shutting_down
+from celery.signals import setup_logging, worker_shutting_down
 
 from stiefel_jobs.doorbell import LOOK, celery_options
 from stiefel_jobs.settings import Settings
@@ -31,7 +31,11 @@ def bind(settings: Settings, desk: Desk) -> Celery:
     def drain(**_: Any) -> None:
         desk.drain()
 
+    def leave_logging_alone(**_: Any) -> None:
+        """Having a receiver is what keeps Celery from setting levels and handlers."""
+
     worker_shutting_down.connect(drain, weak=False)
+    setup_logging.connect(leave_logging_alone, weak=False)
     return app
 
 

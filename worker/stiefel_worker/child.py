@@ -15,8 +15,10 @@ import tempfile
 import time
 import traceback
 from collections.abc import Mapping
+from dataclasses import asdict
 from multiprocessing import forkserver
 from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import Any
 
 from stiefel.errors import StiefelError, StopRequested
@@ -31,20 +33,20 @@ def main(connection: Connection, text: str) -> None:
     order = Order.decode(text)
     os.setsid()
     _detach_from_fork_server()
-    confinement = sandbox.enter(order.input.parent, data_limit=order.data_limit)
+    sandbox.enter(order.input.parent, data_limit=order.data_limit)
     _settle(order)
     run = ChildRun(order, connection, _lineage(order))
-    run.send(
-        {
-            "type": "started",
-            "pid": os.getpid(),
-            "at": began,
-            "network": confinement.network,
-            "files": confinement.files,
-            "gaps": confinement.gaps,
-        }
-    )
+    run.send({"type": "started", "pid": os.getpid(), "at": began})
     run.send(_execute(order, run))
+
+
+def rehearse(connection: Connection, scratch: str) -> None:
+    """Entry point of a child without a job: report how well the sandbox holds, and the methods."""
+    from stiefel_worker.warm import METHODS, TORCH_VERSION
+
+    confinement = sandbox.enter(Path(scratch), data_limit=None)
+    report = {**asdict(confinement), "methods": sorted(METHODS), "torch": TORCH_VERSION}
+    connection.send_bytes(encode(report))
 
 
 def _execute(order: Order, run: ChildRun) -> Message:

@@ -15,6 +15,7 @@ import signal
 import threading
 from contextlib import suppress
 from multiprocessing.connection import wait
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -44,12 +45,26 @@ def scrub_environment() -> None:
             del os.environ[name]
 
 
-def start_fork_server() -> None:
-    """Start loading torch in the fork server; returns at once. Scrub the environment first."""
-    _context.set_forkserver_preload(["stiefel_worker.warm"])
-    from multiprocessing import forkserver
+def warm_up(scratch: Path) -> dict[str, Any]:
+    """Start the fork server, wait until it has loaded torch, and rehearse a child in ``scratch``.
 
-    forkserver.ensure_running()
+    Scrub the environment first. Returns the child's report: confinement, methods, torch's version.
+
+    Raises:
+        RuntimeError: children cannot start here; the log says why.
+    """
+    _context.set_forkserver_preload(["stiefel_worker.warm"])
+    ours, theirs = _context.Pipe(duplex=False)
+    process = _context.Process(target=child.rehearse, args=(theirs, str(scratch)))
+    process.start()
+    theirs.close()
+    try:
+        return _decode(ours.recv_bytes(MESSAGE_BYTES))
+    except EOFError:
+        raise RuntimeError("A first child process could not start; see the log above.") from None
+    finally:
+        ours.close()
+        process.join()
 
 
 class Child:

