@@ -10,6 +10,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 
+from postgres_server import PostgresServer, postgres_server
 from redis_server import redis_server
 from s3_server import S3Server, s3_server
 from stiefel_jobs.blobs import Blobs
@@ -38,3 +39,10 @@ def redis_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """A Redis server of the session's own."""
     with redis_server(tmp_path_factory.mktemp("redis")) as url:
         yield url
+
+
+@pytest.fixture(scope="session")
+def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PostgresServer]:
+    """A PostgreSQL server; take a migrated database of your own with ``postgres.database()``."""
+    with postgres_server(tmp_path_factory.mktemp("postgres")) as running:
+        yield running

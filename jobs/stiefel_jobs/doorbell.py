@@ -93,6 +93,8 @@ def celery_options(settings: Settings) -> dict[str, Any]:
         "worker_enable_remote_control": False,
         "worker_send_task_events": False,
         "worker_prefetch_multiplier": 1,
+        # A message held back by a busy worker would not wake an idle one. Redis alone can.
+        "worker_disable_prefetch": settings.broker_url.startswith("redis"),
         "worker_hijack_root_logger": False,
     }
 

@@ -94,7 +94,13 @@ def enqueue_ring(
 ) -> None:
     """Note in the outbox that a worker of ``queue`` should look for this job, from ``due_at``."""
     due = db.now if due_at is None else due_at
-    row = {"topic": "ring", "queue": queue, "job_id": job_id, "payload": {}, "due_at": due}
+    row: dict[str, Any] = {
+        "topic": "ring",
+        "queue": queue,
+        "job_id": job_id,
+        "payload": {},
+        "due_at": due,
+    }
     connection.execute(insert(outbox).values(**row))
 
 

@@ -1,0 +1,143 @@
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+from sqlalchemy import func, select
+from yard import ERROR, TENANT, Yard, check_history, drain, held
+
+from stiefel_jobs.states import Blame, State
+from stiefel_jobs.store.actions import cancel
+from stiefel_jobs.store.finish import fail
+from stiefel_jobs.store.outbox import SENT_KEPT_S, flush, forget_sent, mark_sent, unsent
+from stiefel_jobs.store.sweep import RING_AGAIN_S, sweep
+from stiefel_jobs.tables import outbox
+
+
+def rows(yard: Yard) -> int:
+    with yard.db.read() as connection:
+        return connection.execute(select(func.count()).select_from(outbox)).scalar_one()
+
+
+def took(_queue: str, _job_id: str) -> bool:
+    return True
+
+
+@pytest.mark.parametrize(
+    ("state", "then"),
+    [
+        (State.RUNNING, State.QUEUED),
+        (State.FINALIZING, State.QUEUED),
+        (State.PAUSING, State.PAUSED),
+        (State.CANCELLING, State.CANCELLED),
+    ],
+)
+def test_a_lost_lease_is_settled_as_the_owner_wished(yard: Yard, state: State, then: State) -> None:
+    taken = yard.in_state(state)
+    assert sweep(yard.db) == sweep(yard.db)
+    assert yard.get(taken.job_id).state is state
+    yard.advance(4000)
+    report = sweep(yard.db)
+    named = {
+        State.QUEUED: report.requeued,
+        State.PAUSED: report.paused,
+        State.CANCELLED: report.cancelled,
+    }
+    assert named[then] == (taken.job_id,)
+    assert yard.get(taken.job_id).state is then
+    assert (report.ring == (("cpu", taken.job_id),)) == (then is State.QUEUED)
+    check_history(yard.events(taken.job_id))
+
+
+def test_the_last_lost_attempt_fails_the_job(yard: Yard) -> None:
+    job = yard.submit(max_attempts=2)
+    for expected in ("requeued", "failed"):
+        yard.claim()
+        yard.advance(31)
+        assert getattr(sweep(yard.db), expected) == (job.id,)
+    failed = yard.get(job.id)
+    assert (failed.state, failed.blame) == (State.FAILED, Blame.SYSTEM)
+
+
+def test_a_queued_job_past_its_deadline_expires(yard: Yard) -> None:
+    late, early = yard.submit(deadline_s=10.0), yard.submit(deadline_s=60.0)
+    yard.advance(11)
+    report = sweep(yard.db)
+    assert report.expired == (late.id,)
+    assert yard.get(late.id).finished_at is not None
+    assert yard.get(early.id).state is State.QUEUED
+
+
+def test_a_running_job_past_its_deadline_is_its_workers_business(yard: Yard) -> None:
+    taken = yard.started(deadline_s=10.0)
+    yard.advance(11)
+    assert sweep(yard.db).expired == ()
+    yard.advance(20)  # now the worker is gone as well
+    report = sweep(yard.db)
+    assert (report.requeued, report.expired, report.ring) == ((taken.job_id,),) * 2 + ((),)
+
+
+def test_sweepers_at_once_settle_each_job_once(yard: Yard) -> None:
+    taken = [yard.started() for _ in range(10)]
+    flush(yard.db, took)
+    yard.advance(31)
+    with ThreadPoolExecutor(4) as pool:
+        reports = list(pool.map(sweep, [yard.db] * 4))
+    requeued = [job_id for report in reports for job_id in report.requeued]
+    assert sorted(requeued) == sorted(one.job_id for one in taken)
+    rung = [pair for report in reports for pair in report.ring]
+    assert len(rung) == len(set(rung)) == 10
+    for one in taken:
+        assert yard.get(one.job_id).failures == 1
+        check_history(yard.events(one.job_id))
+
+
+def test_a_forgotten_ring_is_rung_by_the_sweeper_once(yard: Yard) -> None:
+    job = yard.submit()
+    assert sweep(yard.db).ring == ()  # its sender may still be at it
+    yard.advance(RING_AGAIN_S + 1)
+    assert sweep(yard.db).ring == (("cpu", job.id),)
+    assert sweep(yard.db).ring == ()
+
+
+def test_nobody_rings_for_a_job_that_no_longer_waits(yard: Yard) -> None:
+    job = yard.submit()
+    cancel(yard.db, tenant=TENANT, job_id=job.id)
+    yard.advance(RING_AGAIN_S + 1)
+    assert sweep(yard.db).ring == ()
+    assert unsent(yard.db) == []
+
+
+def test_a_ring_waits_for_the_pause_between_attempts(yard: Yard) -> None:
+    first = yard.submit()
+    flush(yard.db, took)
+    drain(yard.db, yard.claim())
+    assert len(unsent(yard.db)) == 1
+    flush(yard.db, took)
+    taken = yard.claim()
+    fail(yard.db, **held(taken), reason="x", blame=Blame.SYSTEM, error=ERROR, retry=True)
+    assert unsent(yard.db) == []
+    yard.advance(2)
+    assert [row.job_id for row in unsent(yard.db)] == [first.id]
+
+
+def test_flushing_confirms_only_what_the_broker_took(yard: Yard) -> None:
+    first, second = yard.submit(), yard.submit(queue="cuda")
+    assert flush(yard.db, lambda queue, _: queue == "cuda") == 1
+    assert [(row.queue, row.job_id) for row in unsent(yard.db)] == [("cpu", first.id)]
+    assert flush(yard.db, took, job_id=second.id) == 0
+    assert flush(yard.db, took, older_than_s=60) == 0
+    assert flush(yard.db, took) == 1
+    assert unsent(yard.db) == []
+    mark_sent(yard.db, [])
+
+
+def test_sent_messages_are_forgotten_in_time(yard: Yard) -> None:
+    yard.submit()
+    yard.submit()
+    flush(yard.db, took)
+    forget_sent(yard.db)
+    assert rows(yard) == 2
+    yard.advance(SENT_KEPT_S + 60)
+    sweep(yard.db)
+    assert rows(yard) == 0
