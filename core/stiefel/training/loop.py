@@ -16,8 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from stiefel.errors import InvalidInputError
-from stiefel.methods.protocol import Run
+from stiefel.run import Run
 from stiefel.specs.training import TrainingSpec
+from stiefel.training.clock import Clock
 from stiefel.training.data.dataset import Batch, Dataset, mix
 from stiefel.training.evaluation import Evaluation, evaluate, loss_of
 from stiefel.training.optimizers import rate_factor
@@ -69,6 +70,7 @@ class Loop:
         half = spec.precision == "float16"
         self._scaler = torch.amp.GradScaler(world.device.type, enabled=half)
         self._losses: list[Tensor] = []
+        self.clock = Clock()
 
     def train(self) -> Evaluation:
         """Train to the end, from the newest checkpoint if there is one.
@@ -117,6 +119,7 @@ class Loop:
         self.stepper.milestone(step / self.steps)
         self.stepper.zero_grad()
         self._losses.append(self._backward(self.world.share(batch)))
+        self.clock.examples += len(batch.x)
         if (step + 1) % spec.log_every == 0:
             self._log(step + 1)
         rate = rate_factor(
@@ -191,6 +194,7 @@ class Loop:
                 "scaler": self._scaler.state_dict(),
                 "series": self.series.state_dict(),
                 "losses": self._losses,
+                "clock": self.clock.state_dict(),
             }
             step = self.position.step
             self._snapshots.save(step, self.network.state_dict(), run, self.best.step)
@@ -205,10 +209,11 @@ class Loop:
         self.stepper.load_state_dict(run["stepper"])
         self._scaler.load_state_dict(run["scaler"])
         self.series.load_state_dict(run["series"])
+        self.clock.load_state_dict(run["clock"])
         self.position = Position(**run["position"])
         self.best = Best(**run["best"])
         self._losses = [loss.to(self.world.device) for loss in run["losses"]]
 
     def best_weights(self) -> dict[str, Any]:
-        """The network's weights at the best evaluation that still has a checkpoint."""
+        """The network's weights at the best evaluation, whose checkpoint is always kept."""
         return self._snapshots.load(self.best.step)[0]

@@ -11,16 +11,12 @@ from torch import nn
 from stiefel.specs.training import Optimizer, Schedule
 
 
-def build_optimizer(
-    spec: Optimizer, parameters: Iterable[nn.Parameter]
-) -> torch.optim.Optimizer | None:
-    """Return the optimizer, or None when there is nothing for it to do.
+def build_optimizer(spec: Optimizer, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+    """Return the optimizer of every parameter that is trained.
 
     Vectors (biases, gains of normalisation layers) take no weight decay.
     """
     free = [p for p in parameters if p.requires_grad]
-    if not free:
-        return None
     groups = [
         {"params": [p for p in free if p.dim() > 1], "weight_decay": spec.weight_decay},
         {"params": [p for p in free if p.dim() <= 1], "weight_decay": 0.0},

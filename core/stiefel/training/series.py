@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from stiefel.methods.protocol import Run
+from stiefel.run import Run
 
 
 class Series:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import torch
 from safetensors import SafetensorError
@@ -12,8 +12,9 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from stiefel.errors import InvalidInputError
-from stiefel.methods.protocol import Run
 from stiefel.models import build_network
+from stiefel.models.hugging_face import HuggingFaceNetwork
+from stiefel.run import Run
 from stiefel.specs.training import TrainingSpec
 from stiefel.training.data.opening import open_data
 from stiefel.training.evaluation import Evaluation
@@ -22,6 +23,12 @@ from stiefel.training.stepper import Stepper
 from stiefel.training.world import World
 
 S = TypeVar("S", bound=TrainingSpec, contravariant=True)
+
+
+def plain_weights(network: nn.Module) -> dict[str, Tensor]:
+    """The state dict under the names of the architecture itself."""
+    inner = network.inner if isinstance(network, HuggingFaceNetwork) else network
+    return dict(inner.state_dict())
 
 
 class Constraint(Protocol[S]):
@@ -33,6 +40,9 @@ class Constraint(Protocol[S]):
     def exports(self, network: nn.Module) -> dict[str, dict[str, Tensor]]:
         """File name -> tensors of the finished network; ``model.safetensors`` is always there."""
 
+    def layers(self, network: nn.Module) -> list[dict[str, Any]]:
+        """One row per layer that could be constrained: name, what became of it, why."""
+
 
 @dataclass(frozen=True)
 class Trained:
@@ -42,7 +52,12 @@ class Trained:
     evaluation: Evaluation
     loop: Loop
     exports: dict[str, dict[str, Tensor]]
+    layers: list[dict[str, Any]]
     parameters_before: int
+
+    def smallest(self) -> dict[str, Tensor]:
+        """The export that stores the fewest numbers."""
+        return min(self.exports.values(), key=lambda t: sum(x.numel() for x in t.values()))
 
 
 def train(spec: S, run: Run, constraint: Constraint[S]) -> Trained:
@@ -66,7 +81,8 @@ def train(spec: S, run: Run, constraint: Constraint[S]) -> Trained:
         stepper = constraint.attach(network, spec, steps=min(steps, spec.max_steps or steps))
         loop = Loop(spec, network, dataset, stepper, run, world)
         evaluation = loop.train()
-        return Trained(network, evaluation, loop, constraint.exports(network), parameters)
+        exports, layers = constraint.exports(network), constraint.layers(network)
+        return Trained(network, evaluation, loop, exports, layers, parameters)
 
 
 def choose_device(spec: TrainingSpec) -> torch.device:

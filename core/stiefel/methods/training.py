@@ -1,0 +1,205 @@
+"""From a finished run to the files it hands over: weights, curves, report, card, certificate."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+import resource
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from stiefel.linalg import orthogonality_defect
+from stiefel.methods.protocol import Delivery, Outcome, Run
+from stiefel.models.hugging_face import HuggingFaceNetwork
+from stiefel.specs.training import TrainingSpec
+from stiefel.training.series import write_parquet, write_tensorboard
+from stiefel.training.session import Constraint, Trained, train
+from stiefel.weights import BodyWriter, Written, header_bytes, write_new
+from stiefel.weights.dtypes import TORCH
+
+NAMES = {dtype: name for name, dtype in TORCH.items()} | {
+    torch.int64: "I64",
+    torch.int32: "I32",
+    torch.uint8: "U8",
+    torch.bool: "BOOL",
+}
+
+S = TypeVar("S", bound=TrainingSpec)
+
+
+def run_training(spec: S, run: Run, constraint: Constraint[S]) -> Outcome:
+    """Train as ``spec`` says and deliver; see :func:`stiefel.training.session.train` for errors."""
+    trained = train(spec, run, constraint)
+    files: dict[str, Any] = {}
+    rows: list[dict[str, Any]] = []
+    deliveries = []
+    for name, tensors in trained.exports.items():
+        delivery, facts, certified = _weights(run.state, name, tensors)
+        deliveries.append(delivery)
+        files[name] = facts
+        rows += certified
+    metrics = _metrics(trained)
+    report = _report(spec, trained, metrics)
+    certificate = {
+        "format": "stiefel-certificate/1",
+        "files": files,
+        "lineage": _lineage(spec, run),
+        "tensors": rows,
+    }
+    deliveries += [
+        _json(run.state, "report.json", report),
+        _json(run.state, "certificate.json", certificate),
+        _text(run.state, "README.md", model_card(spec, trained, metrics)),
+        *_curves(run.state, trained),
+    ]
+    if isinstance(trained.network, HuggingFaceNetwork):
+        config = trained.network.inner.config.to_dict()  # type: ignore[union-attr, operator]
+        deliveries.append(_json(run.state, "config.json", config))
+    return Outcome(deliveries, metrics)
+
+
+def _weights(
+    folder: Path, name: str, tensors: Mapping[str, Tensor]
+) -> tuple[Delivery, dict[str, Any], list[dict[str, Any]]]:
+    """Write one safetensors file; return it with its certificate's facts and rows."""
+    body = folder / f"{name}.body"
+    body.unlink(missing_ok=True)
+    ordered = sorted(tensors.items(), key=lambda item: (-item[1].element_size(), item[0]))
+    rows = []
+    entries: list[Written] = []
+    with BodyWriter(body, 0) as writer:
+        for key, tensor in ordered:
+            tensor = tensor.detach().cpu()
+            written = writer.tensor(key, NAMES[tensor.dtype], tensor)
+            entries.append(written)
+            rows.append(_certified(name, written, tensor))
+    header = header_bytes([entry.to_dict() for entry in entries], {"format": "pt"})
+    write_new(folder / f"{name}.header", header)
+    facts = {
+        "bytes": len(header) + body.stat().st_size,
+        "header_sha256": hashlib.sha256(header).hexdigest(),
+    }
+    return Delivery(name, "safetensors", (folder / f"{name}.header", body)), facts, rows
+
+
+def _certified(file: str, written: Written, tensor: Tensor) -> dict[str, Any]:
+    claims: dict[str, float] = {}
+    if tensor.dim() == 2 and tensor.is_floating_point() and min(tensor.shape) > 1:
+        tall = tensor.double() if tensor.shape[0] >= tensor.shape[1] else tensor.double().mT
+        defect = float(orthogonality_defect(tall))
+        if defect < 1e-3 * min(tensor.shape) ** 0.5:  # a claim only where there is one to make
+            claims["orthogonality_defect"] = defect
+    return {
+        "name": written.name,
+        "file": file,
+        "dtype": written.dtype,
+        "shape": list(written.shape),
+        "sha256": written.sha256,
+        "role": "trained",
+        "source": None,
+        "claims": claims,
+    }
+
+
+def _metrics(trained: Trained) -> dict[str, float | int | str]:
+    loop, evaluation = trained.loop, trained.evaluation
+    after = sum(tensor.numel() for tensor in trained.smallest().values())
+    metrics: dict[str, float | int | str] = {
+        "test_loss": evaluation.loss,
+        "steps": loop.position.step,
+        "epochs": loop.position.epoch,
+        "best_step": loop.best.step,
+        "parameters_before": trained.parameters_before,
+        "parameters_after": after,
+        "parameters_saved": 1.0 - after / trained.parameters_before,
+        "seconds_training": round(loop.clock.seconds, 3),
+        "examples_per_second": round(loop.clock.examples_per_second, 1),
+        "peak_memory_bytes": _peak_memory(loop.world.device),
+    }
+    if evaluation.accuracy is not None:
+        metrics["test_accuracy"] = evaluation.accuracy
+        metrics["best_test_accuracy"] = loop.best.accuracy or 0.0
+    return metrics | dict(loop.stepper.measures())
+
+
+def _peak_memory(device: torch.device) -> int:
+    if device.type == "cuda":
+        return int(torch.cuda.max_memory_allocated(device))
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def _report(spec: TrainingSpec, trained: Trained, metrics: Mapping[str, Any]) -> dict[str, Any]:
+    curves: dict[str, list[list[float]]] = {}
+    for name, step, value, _ in trained.loop.series.points():
+        if name != "loss":
+            curves.setdefault(name, []).append([step, value])
+    return {
+        "format": "stiefel-report/1",
+        "method": spec.method,
+        "totals": dict(metrics),
+        "evaluations": curves,
+        "layers": trained.layers,
+        "spec": spec.model_dump(mode="json"),
+    }
+
+
+def model_card(spec: TrainingSpec, trained: Trained, metrics: Mapping[str, Any]) -> str:
+    """Markdown that tells a reader what the weights are and how they were made."""
+    family = spec.network.family
+    lines = [
+        f"# {family}, trained with {spec.method}",
+        "",
+        "| figure | value |",
+        "|---|---|",
+        *(f"| {name} | {_figure(value)} |" for name, value in metrics.items()),
+        "",
+        "`model.safetensors` holds dense weights for the architecture as the spec names it;",
+        "`model.factored.safetensors`, where present, holds the factors that were trained.",
+        "`certificate.json` lists the digest of every tensor; `stiefel verify` checks it offline.",
+        "",
+        "## Spec",
+        "",
+        "```json",
+        json.dumps(spec.model_dump(mode="json", exclude_defaults=True), indent=1),
+        "```",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _figure(value: object) -> str:
+    return f"{value:.6g}" if isinstance(value, float) else f"{value:,}"
+
+
+def _curves(folder: Path, trained: Trained) -> list[Delivery]:
+    parquet = folder / "metrics.parquet"
+    write_parquet(trained.loop.series, parquet)
+    events = write_tensorboard(trained.loop.series, folder / "tensorboard")
+    return [
+        Delivery("metrics.parquet", "parquet", (parquet,)),
+        Delivery("events.out.tfevents", "tfevents", (events,)),
+    ]
+
+
+def _lineage(spec: TrainingSpec, run: Run) -> dict[str, Any]:
+    return {
+        "input": {},
+        "spec": spec.model_dump(mode="json"),
+        "seed": spec.seed,
+        "environment": {"python": platform.python_version(), "torch": torch.__version__},
+        **run.lineage,
+    }
+
+
+def _json(folder: Path, name: str, value: Any) -> Delivery:
+    return _text(folder, name, json.dumps(value, indent=1) + "\n", kind="json")
+
+
+def _text(folder: Path, name: str, text: str, *, kind: str = "markdown") -> Delivery:
+    write_new(folder / name, text.encode())
+    return Delivery(name, kind, (folder / name,))
