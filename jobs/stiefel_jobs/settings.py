@@ -56,6 +56,7 @@ class Settings(BaseSettings):
     part_bytes: int = Field(default=64 * 2**20, ge=5 * 2**20)
     upload_ttl_s: float = Field(default=7 * 86400.0, gt=0)
     artifact_ttl_s: float | None = Field(default=30 * 86400.0, gt=0)
+    direct_downloads: bool = True  # send clients to the object store, where it can sign URLs
     presign_s: float = Field(default=900.0, gt=0, le=900.0)
 
     @model_validator(mode="after")

@@ -1,0 +1,147 @@
+"""A job never exists invalid: the spec, its files' headers and the plan, before the submit.
+
+Headers are read by byte range from the store, so that a pattern that matches nothing is told in
+the answer to the request and not by a failed job.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Literal
+
+from stiefel.errors import StiefelError
+from stiefel.specs import MethodSpec, parse_spec
+from stiefel.specs.conversion import ConversionSpec
+from stiefel.specs.header import TensorTable, read_table
+from stiefel.specs.plan import Plan, plan
+from stiefel.specs.shards import MAX_INDEX, ShardIndex, read_index
+from stiefel_api.problems import Problem, of_input
+from stiefel_api.service import Service
+from stiefel_api.views.history import PlanView
+from stiefel_jobs.errors import NotFoundError
+from stiefel_jobs.records import Artifact
+from stiefel_jobs.store import artifacts
+from stiefel_jobs.store.workers import list_workers
+
+_LISTED = 1000
+#: A checkpoint of many shards has few tensors in each; all of them together stay parseable.
+_MAX_TENSORS = 200_000
+
+
+@dataclass(frozen=True)
+class Checked:
+    """A request that can be carried out."""
+
+    spec: MethodSpec
+    plan: Plan
+    queue: str
+
+    def view(self) -> PlanView:
+        """Show the plan."""
+        planned = self.plan.to_dict(limit=_LISTED)
+        return PlanView(
+            method=self.spec.method,
+            spec=self.spec.model_dump(mode="json"),
+            queue=self.queue,
+            tensors_selected=planned.pop("selected"),
+            tensors_skipped=planned.pop("skipped"),
+            **planned,
+        )
+
+
+def check(
+    service: Service,
+    tenant: str,
+    data: Mapping[str, Any],
+    *,
+    device: Literal["cpu", "cuda"] | None,
+) -> Checked:
+    """Validate a spec against the files it names.
+
+    Raises:
+        Problem: 404 for an artifact that is unknown, foreign or expired; 422 for the rest, with
+            a pointer into the request's body.
+    """
+    try:
+        spec = parse_spec(data)
+    except StiefelError as error:
+        raise of_input(error, pointer="/spec") from error
+    files = _find_inputs(service, tenant, spec)
+    try:
+        planned = _plan(service, spec, files)
+    except StiefelError as error:
+        raise of_input(error, pointer="/spec") from error
+    return Checked(spec, planned, device or _queue(service, spec))
+
+
+def _find_inputs(service: Service, tenant: str, spec: MethodSpec) -> dict[str, Artifact]:
+    found: dict[str, Artifact] = {}
+    for name, artifact_id in spec.inputs().items():
+        try:
+            found[name] = artifacts.get_artifact(service.db, tenant=tenant, artifact_id=artifact_id)
+        except NotFoundError as error:
+            raise Problem(
+                404,
+                error.code,
+                error.detail,
+                fix="Upload the file first: PUT /v1/uploads/{filename} answers its id.",
+                errors=[{"pointer": _pointer(spec, name), "message": error.detail}],
+            ) from error
+    return found
+
+
+def _pointer(spec: MethodSpec, name: str) -> str:
+    if not isinstance(spec, ConversionSpec):
+        return "/spec"
+    return "/spec/input" if isinstance(spec.input, str) else f"/spec/input/{name}"
+
+
+def _plan(service: Service, spec: MethodSpec, files: Mapping[str, Artifact]) -> Plan:
+    if not isinstance(spec, ConversionSpec):
+        return plan(spec, {})
+    with service.parsing:
+        tables: dict[str, TensorTable] = {}
+        for name in spec.weight_files():
+            tables[name] = _table(service, spec, name, files[name])
+            if sum(len(table.tensors) for table in tables.values()) > _MAX_TENSORS:
+                raise Problem(
+                    422,
+                    "too_many_tensors",
+                    f"The files hold more than {_MAX_TENSORS:,} tensors in all.",
+                    fix="Convert the checkpoint in several jobs.",
+                    errors=[{"pointer": "/spec/input", "message": "too many tensors"}],
+                )
+        return plan(spec, tables, index=_index(service, spec, files))
+
+
+def _table(service: Service, spec: MethodSpec, name: str, artifact: Artifact) -> TensorTable:
+    read = partial(service.blobs.read, artifact.tenant, artifact.sha256)
+    try:
+        return read_table(read, artifact.size)
+    except StiefelError as error:
+        raise of_input(error, pointer=_pointer(spec, name)) from error
+
+
+def _index(
+    service: Service, spec: ConversionSpec, files: Mapping[str, Artifact]
+) -> ShardIndex | None:
+    name = spec.index_file()
+    if name is None:
+        return None
+    artifact = files[name]
+    length = min(artifact.size, MAX_INDEX + 1)
+    try:
+        return read_index(service.blobs.read(artifact.tenant, artifact.sha256, 0, length))
+    except StiefelError as error:
+        raise of_input(error, pointer=_pointer(spec, name)) from error
+
+
+def _queue(service: Service, spec: MethodSpec) -> str:
+    """Choose a queue: what the spec says; ``auto`` means a GPU where one is at work."""
+    device = getattr(spec, "device", "cpu")
+    if device != "auto":
+        return str(device)
+    workers = list_workers(service.db)
+    return "cuda" if any("cuda" in worker.queues for worker in workers) else "cpu"

@@ -1,0 +1,76 @@
+"""A job over time: its version as an ETag, and waiting for the next one."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+
+from starlette.concurrency import run_in_threadpool
+from starlette.responses import Response
+
+from stiefel_api.service import Service
+from stiefel_api.views.jobs import JobView
+from stiefel_jobs.records import Job
+from stiefel_jobs.states import TERMINAL, State
+from stiefel_jobs.store import queries
+
+LOOK_AGAIN_S = 1
+
+
+def etag(job: Job) -> str:
+    """Return the version of the job as HTTP has it."""
+    return f'"{job.version}"'
+
+
+def job_response(
+    service: Service,
+    job: Job,
+    *,
+    status: int = 200,
+    headers: Mapping[str, str] | None = None,
+    seen: str | None = None,
+) -> Response:
+    """Show a job, or say 304 where the caller has seen this version."""
+    given = {"ETag": etag(job), **(headers or {})}
+    if job.state not in TERMINAL:
+        given["Retry-After"] = str(LOOK_AGAIN_S)
+    if _is_seen(job, seen):
+        return Response(status_code=304, headers=given)
+    view = JobView.of(job, position=_position(service, job))
+    return Response(view.model_dump_json(), status, headers=given, media_type="application/json")
+
+
+async def wait_for_change(service: Service, job: Job, *, seen: str | None, seconds: float) -> Job:
+    """Return the job once it is not the version that was seen, or when the time is over."""
+    if job.state in TERMINAL or (seen is not None and not _is_seen(job, seen)):
+        return job
+    if not await service.waiters.changed(job.id, job.version, seconds):
+        return job
+    return await _again(service, job)
+
+
+async def settle(service: Service, job: Job, *, seconds: float) -> Job:
+    """Return the job once it has ended, or when the time is over."""
+    end = time.monotonic() + seconds
+    while job.state not in TERMINAL:
+        left = end - time.monotonic()
+        if left <= 0 or not await service.waiters.changed(job.id, job.version, left):
+            break
+        job = await _again(service, job)
+    return job
+
+
+async def _again(service: Service, job: Job) -> Job:
+    return await run_in_threadpool(queries.get_job, service.db, tenant=job.tenant, job_id=job.id)
+
+
+def _is_seen(job: Job, seen: str | None) -> bool:
+    return seen is not None and etag(job) in [
+        tag.strip().removeprefix("W/") for tag in seen.split(",")
+    ]
+
+
+def _position(service: Service, job: Job) -> int | None:
+    if job.state is not State.QUEUED:
+        return None
+    return queries.position(service.db, tenant=job.tenant, job_id=job.id)

@@ -1,0 +1,1 @@
+"""One module per resource; each route is: parse, one call of the store, a view."""

@@ -1,0 +1,117 @@
+"""What a job leaves behind while it runs: events, metrics, attempts, checkpoints; and plans."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any, Self
+
+from pydantic import Field
+
+from stiefel_api.views.base import TIME_EXAMPLE, View, known_moment, moment
+from stiefel_jobs.records import Attempt, Checkpoint, Event, Point
+
+
+class EventView(View):
+    """Something that happened to a job."""
+
+    seq: int = Field(description="1, 2, 3 … without a gap.", examples=[4])
+    type: str = Field(description="Kind of event.", examples=["job.status"])
+    at: datetime = Field(description="When.", examples=[TIME_EXAMPLE])
+    data: dict[str, Any] = Field(
+        description="What, by kind.", examples=[{"state": "running", "previous": "queued"}]
+    )
+
+    @classmethod
+    def of(cls, event: Event) -> Self:
+        """Show a record of the store."""
+        return cls(seq=event.seq, type=event.type, at=known_moment(event.at), data=event.data)
+
+
+class PointView(View):
+    """One number of a metric's series."""
+
+    name: str = Field(description="The series.", examples=["train.loss"])
+    step: int = Field(description="Where on the series.", examples=[400])
+    value: float | None = Field(description="Null where it was not finite.", examples=[0.8123])
+    at: datetime | None = Field(description="When it was reported.", examples=[TIME_EXAMPLE])
+
+    @classmethod
+    def of(cls, point: Point) -> Self:
+        """Show a record of the store."""
+        return cls(name=point.name, step=point.step, value=point.value, at=moment(point.at))
+
+
+class AttemptView(View):
+    """One worker's try at a job."""
+
+    number: int = Field(description="Counted from 1.", examples=[1])
+    worker: str = Field(description="Who tried.", examples=["gpu-3"])
+    resumed_from: int | None = Field(
+        description="Step of the checkpoint it began from; null: from the start.", examples=[None]
+    )
+    started_at: datetime = Field(description="When it began.", examples=[TIME_EXAMPLE])
+    ended_at: datetime | None = Field(description="When it ended.", examples=[TIME_EXAMPLE])
+    reason: str | None = Field(description="Why it ended.", examples=["worker_lost"])
+    blame: str | None = Field(description="Whose fault that was.", examples=["system"])
+    error: dict[str, Any] | None = Field(description="What was reported.", examples=[None])
+
+    @classmethod
+    def of(cls, attempt: Attempt) -> Self:
+        """Show a record of the store."""
+        return cls(
+            number=attempt.number,
+            worker=attempt.worker,
+            resumed_from=attempt.resumed_from,
+            started_at=known_moment(attempt.started_at),
+            ended_at=moment(attempt.ended_at),
+            reason=attempt.reason,
+            blame=attempt.blame,
+            error=attempt.error,
+        )
+
+
+class CheckpointView(View):
+    """Where a job can continue."""
+
+    number: int = Field(description="Counted from 1.", examples=[7])
+    step: int = Field(description="Steps done.", examples=[98])
+    attempt: int = Field(description="The attempt that made it.", examples=[1])
+    bytes: int = Field(description="Size of the state.", examples=[5712306176])
+    created_at: datetime = Field(description="When it was made.", examples=[TIME_EXAMPLE])
+
+    @classmethod
+    def of(cls, checkpoint: Checkpoint) -> Self:
+        """Show a record of the store."""
+        return cls(
+            number=checkpoint.number,
+            step=checkpoint.step,
+            attempt=checkpoint.attempt,
+            bytes=checkpoint.size,
+            created_at=known_moment(checkpoint.created_at),
+        )
+
+
+class PlanView(View):
+    """What a job would do, without a job."""
+
+    object: str = Field(default="plan", description="Always `plan`.")
+    method: str = Field(description="The method.", examples=["project.unitary"])
+    spec: dict[str, Any] = Field(description="The spec in force, defaults filled in.")
+    queue: str = Field(description="Which workers would take it.", examples=["cpu"])
+    tensors_selected: list[dict[str, Any]] = Field(
+        description="What is converted and what becomes of it; at most 1,000 are listed."
+    )
+    selected_count: int = Field(description="How many in truth.", examples=[24])
+    tensors_skipped: list[dict[str, Any]] = Field(
+        description="What passes through unchanged, each with its reason; at most 1,000."
+    )
+    skipped_count: int = Field(description="How many in truth.", examples=[77])
+    input_bytes: int = Field(description="Bytes of the input files.", examples=[90868376])
+    output_bytes: int = Field(
+        description="Bytes of the result; an upper bound where ranks are found on the way.",
+        examples=[90868376],
+    )
+    peak_memory_bytes: int = Field(
+        description="Estimated memory of the worker's process.", examples=[425721856]
+    )
+    warnings: list[str] = Field(default_factory=list, description="What may surprise.")
