@@ -2,15 +2,37 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
 from stiefel.errors import InvalidInputError, NotConvergedError
-from stiefel.linalg.parts import gram_residual, orthogonality_defect
+from stiefel.linalg.newton_schulz import Iterate, newton_schulz
+from stiefel.linalg.parts import gram_residual
+from stiefel.linalg.polynomial import polynomial_steps
+from stiefel.linalg.spectrum import (
+    exceeds,
+    largest_eigenvalue,
+    mean_eigenvalue,
+    probed_spread,
+    spread,
+)
 
-Algorithm = Literal["auto", "svd"]
+Algorithm = Literal["auto", "svd", "newton_schulz", "polynomial", "gram"]
+
+# Bounds of the choice; benchmarks/polar.py measures each algorithm on both sides of them.
+NEAR = 0.6  # norm of the residual under which the binomial series beats everything
+REACH = 1.6  # bound on its spectral norm up to which the series still converges
+NEAR_SPREAD = 0.12  # spread of the eigenvalues of G under which that is worth finding out
+WIDE_SPREAD = 4.0  # spread that means a condition number over 100: the SVD wins
+GAUSSIAN = (0.9, 1.2)  # spread of a square Gaussian matrix: common, and ill-conditioned
+GUARD_FROM = 512  # p from which a Cholesky factorisation is cheap enough to ask every time
+FLOOR = 5e-4  # least eigenvalue of G over its mean from which the Gram form is accurate
+LOWER = (0.25, 1 / 16, 1 / 64, 1 / 256)  # intervals [lower, 1] of singular values to try
+PROBE_FROM = 256  # p from which a probe costs far less than the Gram matrix
 
 
 class Polar(NamedTuple):
@@ -18,7 +40,8 @@ class Polar(NamedTuple):
 
     factor: Tensor  # (..., n, p)  U, with U^H U = I_p
     defect: Tensor  # (...,)       ||U^H U - I||_F, measured, not assumed
-    iterations: int  # 0 for the SVD
+    iterations: int  # of the iteration, or corrections of the SVD and the Gram form
+    algorithm: str  # the one that was used
 
 
 def polar_factor(
@@ -26,55 +49,182 @@ def polar_factor(
 ) -> Polar:
     """Return the polar factor U, the point of St(n, p) nearest to ``x`` in Frobenius norm.
 
+    The factor does not change when ``x`` is scaled, however far. Where ``x`` is singular (zero
+    included) the nearest point is not unique: the SVD's is returned, orthonormal all the same.
+
     Args:
         x: ``(..., n, p)`` with n >= p; real or complex. Half precision is computed, and the
             factor returned, in float32: rounding it is the caller's choice.
-        algorithm: ``svd``, or ``auto`` to choose.
-        tolerance: bound on the defect. Default: ``p * eps`` of the dtype, at least ``8 * eps``.
+        algorithm: ``svd`` always works. ``newton_schulz`` is for nearly orthonormal columns,
+            ``polynomial`` and ``gram`` for condition numbers up to about 100. ``auto`` chooses for
+            the whole batch from its worst member, at a cost of some per cent.
+        tolerance: bound on the defect. Default: ``2 * p * eps`` of the dtype, p at least 8.
 
     Raises:
-        InvalidInputError: n < p, or non-finite entries.
+        InvalidInputError: n < p, non-finite entries, an integer dtype or an unknown algorithm.
         NotConvergedError: the defect stayed above ``tolerance``.
 
     Source: Higham, Functions of Matrices, SIAM 2008, ch. 8.
     """
-    x = _checked(x)
-    bound = tolerance if tolerance is not None else default_tolerance(x)
-    factor = _svd(x)
-    defect = orthogonality_defect(factor)
-    if bool((defect > bound).any()):
-        raise NotConvergedError(
-            f"orthogonality defect {float(defect.max()):.2e} stayed above {bound:.2e}",
-            fix="raise the tolerance or pass float64",
+    x = _prepared(x)
+    if not x.numel():
+        return Polar(x, torch.linalg.matrix_norm(x), 0, "svd")
+    bound = default_tolerance(x) if tolerance is None else tolerance
+    if algorithm == "auto":
+        result: Polar | None = _auto(x, bound)
+    elif algorithm in ALGORITHMS:
+        result = ALGORITHMS[algorithm](x, bound)
+    else:
+        raise InvalidInputError(
+            f"no polar algorithm is named {algorithm!r}", fix=f"use auto or one of {[*ALGORITHMS]}"
         )
-    return Polar(factor, defect, 0)
+    if result is None or _misses(result, bound):
+        measured = "unknown" if result is None else f"{float(result.defect.max()):.2e}"
+        raise NotConvergedError(
+            f"{algorithm}: the orthogonality defect is {measured}, above {bound:.2e}",
+            fix='use algorithm="svd", raise the tolerance or pass float64',
+        )
+    return result
 
 
 def default_tolerance(x: Tensor) -> float:
-    """Return the bound on the defect of a factor: ``p * eps`` of the dtype, at least ``8 * eps``."""
-    return max(8, x.shape[-1]) * torch.finfo(x.dtype).eps
+    """Return the bound on the defect of a factor: ``2 * p * eps`` of the dtype, p at least 8."""
+    return 2 * max(8, x.shape[-1]) * torch.finfo(x.dtype).eps
 
 
-def _checked(x: Tensor) -> Tensor:
+def _prepared(x: Tensor) -> Tensor:
+    """Check ``x``, widen half precision, and bring extreme magnitudes to 1."""
     if x.ndim < 2 or x.shape[-2] < x.shape[-1]:
         raise InvalidInputError(
             f"polar_factor needs (..., n, p) with n >= p, got {tuple(x.shape)}",
             code="wide_matrix",
             fix="pass the conjugate transpose and transpose the factor back",
         )
+    if not (x.is_floating_point() or x.is_complex()):
+        raise InvalidInputError(f"polar_factor needs floating point, got {x.dtype}")
     if x.dtype in (torch.float16, torch.bfloat16):
         x = x.float()
-    if not bool(torch.isfinite(x).all()):
+    x = x.detach()
+    if not x.numel():
+        return x
+    peak = torch.linalg.vector_norm(x, ord=torch.inf, dim=(-2, -1), keepdim=True)
+    least, most = _range(peak)
+    if not math.isfinite(most):
         raise InvalidInputError(
             "the matrix holds non-finite entries",
             code="non_finite_weights",
             fix="remove NaN or inf",
         )
+    # Squares and fourth powers of entries in this range neither overflow nor vanish.
+    if most > 1e6 or least < 1e-6:
+        x = x / torch.where(peak > 0, peak, 1)
     return x
 
 
-def _svd(x: Tensor) -> Tensor:
+def _range(values: Tensor) -> tuple[float, float]:
+    if values.numel() == 1:
+        return float(values), float(values)
+    return float(values.min()), float(values.max())
+
+
+def _misses(result: Polar, bound: float) -> bool:
+    return not bool((result.defect <= bound).all())
+
+
+def _auto(x: Tensor, bound: float) -> Polar:
+    result = _iterated(x, bound)
+    if result is None or _misses(result, bound):
+        return _svd(x, bound)
+    return result
+
+
+def _iterated(x: Tensor, bound: float) -> Polar | None:
+    """The cheapest iteration that suits ``x``, or None where the SVD is cheaper or safer."""
+    p = x.shape[-1]
+    if p >= PROBE_FROM and not probed_spread(x) <= WIDE_SPREAD:
+        return None
+    gram = x.mH @ x
+    width = spread(x, gram)
+    if width <= NEAR_SPREAD:
+        near = _near(x, gram, bound, width)
+        if near is not None:
+            return near
+    if not width <= WIDE_SPREAD:
+        return None
+    doubtful = GAUSSIAN[0] < width < GAUSSIAN[1] or p >= GUARD_FROM
+    if doubtful and not exceeds(gram, FLOOR * mean_eigenvalue(gram)):
+        return None
+    # Eigensolvers run far from the speed of a product on an accelerator.
+    return _gram(x, bound, gram) if x.device.type == "cpu" else _polynomial(x, bound, gram)
+
+
+def _near(x: Tensor, gram: Tensor, bound: float, width: float) -> Polar | None:
+    mean = mean_eigenvalue(gram)
+    residual = gram / mean
+    residual.diagonal(dim1=-2, dim2=-1).sub_(1)
+    # The spread is the squared Frobenius norm of the residual over p.
+    if width * x.shape[-1] > NEAR * NEAR and not exceeds(gram, mean / 8):
+        return None
+    iterate = newton_schulz(x * mean.rsqrt(), residual, bound, limit=6, reach=REACH)
+    return iterate and _polar(iterate, "newton_schulz")
+
+
+def _polar(iterate: Iterate, name: str, *, before: int = 0) -> Polar:
+    return Polar(iterate.factor, iterate.defect, iterate.iterations + before, name)
+
+
+def _newton_schulz(x: Tensor, bound: float) -> Polar | None:
+    gram = x.mH @ x
+    width = spread(x, gram)
+    if width <= NEAR_SPREAD:
+        near = _near(x, gram, bound, width)
+        if near is not None:
+            return near
+    # The series needs eigenvalues of X^H X under 3; the mean serves until they spread.
+    scale = torch.maximum(mean_eigenvalue(gram), largest_eigenvalue(gram) / 1.5)
+    residual = gram / scale
+    residual.diagonal(dim1=-2, dim2=-1).sub_(1)
+    iterate = newton_schulz(x * scale.rsqrt(), residual, bound, limit=60)
+    return iterate and _polar(iterate, "newton_schulz")
+
+
+def _polynomial(x: Tensor, bound: float, gram: Tensor | None = None) -> Polar | None:
+    gram = x.mH @ x if gram is None else gram
+    # Powers approach from below; the margin keeps the schedule's interval an upper bound.
+    top = 1.15 * largest_eigenvalue(gram)
+    gram = gram / top
+    lower = next((low for low in LOWER if exceeds(gram, top.new_full((1, 1), low * low))), None)
+    if lower is None:
+        return None
+    x, before = polynomial_steps(x * top.rsqrt(), gram, lower)
+    iterate = newton_schulz(x, gram_residual(x), bound, limit=6)
+    return iterate and _polar(iterate, "polynomial", before=before)
+
+
+def _gram(x: Tensor, bound: float, gram: Tensor | None = None) -> Polar | None:
+    """U = X (X^H X)^(-1/2) by an eigendecomposition, then corrections; squares the condition."""
+    values, vectors = torch.linalg.eigh(x.mH @ x if gram is None else gram)
+    if not bool((values[..., 0] > FLOOR / 8 * values[..., -1]).all()):
+        return None
+    root = (vectors * values.rsqrt().unsqueeze(-2)) @ vectors.mH
+    factor = x @ root
+    iterate = newton_schulz(factor, gram_residual(factor), bound, limit=3)
+    return iterate and _polar(iterate, "gram")
+
+
+def _svd(x: Tensor, bound: float) -> Polar:
     left, _, right = torch.linalg.svd(x, full_matrices=False)
-    factor: Tensor = left @ right
-    # LAPACK's vectors are orthonormal to several p * eps; half a Newton-Schulz step mends that.
-    return factor - factor @ (gram_residual(factor) / 2)
+    factor = left @ right
+    residual = gram_residual(factor)
+    # LAPACK's vectors can miss a tight tolerance by a little; one correction mends that.
+    iterate = newton_schulz(factor, residual, bound, limit=1)
+    assert iterate is not None  # it gives up only where a reach is set
+    return _polar(iterate, "svd")
+
+
+ALGORITHMS: dict[str, Callable[[Tensor, float], Polar | None]] = {
+    "svd": _svd,
+    "newton_schulz": _newton_schulz,
+    "polynomial": _polynomial,
+    "gram": _gram,
+}

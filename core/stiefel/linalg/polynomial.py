@@ -1,0 +1,77 @@
+"""Minimax polynomials of degree 5, composed: the polar factor of a moderately conditioned matrix.
+
+An odd polynomial maps the singular values and keeps the singular vectors. Each step uses the one
+that brings the known interval [l, u] of singular values closest to 1; its error tells the interval
+of the next step, so the whole schedule is known before the first product.
+
+Source: Nakatsukasa and Freund, SIAM Review 58(3), 2016 (composition of optimal functions);
+Amsel et al., The Polar Express, arXiv 2505.16932 (greedy polynomials, the cushion).
+"""
+
+from __future__ import annotations
+
+import math
+from functools import lru_cache
+
+import numpy as np
+from torch import Tensor
+
+Quintic = tuple[float, float, float]
+
+# A step that spreads the upper singular values down to the lower end of the interval would
+# lose digits there; the interval handed to Remez is never wider than this.
+CUSHION = 0.024
+# Where the residual is this small the binomial series of Newton-Schulz converges faster.
+CLOSE = 0.12
+
+
+def polynomial_steps(x: Tensor, gram: Tensor, lower: float) -> tuple[Tensor, int]:
+    """Bring the singular values of ``x`` from ``[lower, 1]`` to within 12 % of 1.
+
+    Args:
+        x: ``(..., n, p)`` with its largest singular value at most 1.
+        gram: ``X^H X``, consumed.
+        lower: a bound below the smallest singular value; rounded down to a power of 2^(1/4).
+
+    Returns:
+        The iterate and the number of steps. Cost of a step: two n x p products, one p x p.
+    """
+    steps = schedule(2.0 ** (math.floor(math.log2(min(lower, 1.0)) * 4) / 4))
+    for k, (a, b, c) in enumerate(steps):
+        if k:
+            gram = x.mH @ x
+        series = gram @ gram
+        series.mul_(c).add_(gram, alpha=b).diagonal(dim1=-2, dim2=-1).add_(a)
+        x = x @ series
+    return x, len(steps)
+
+
+@lru_cache(maxsize=256)
+def schedule(lower: float) -> tuple[Quintic, ...]:
+    """The polynomials that bring ``[lower, 1]`` to within 12 % of 1, first step first."""
+    upper, steps = 1.0, []
+    while 1 - lower > CLOSE or upper - 1 > CLOSE:
+        (a, b, c), error = minimax_quintic(max(lower, CUSHION * upper), upper)
+        steps.append((a, b, c))
+        lower = min(a * lower + b * lower**3 + c * lower**5, 1 - error)
+        upper = 1 + error
+    return tuple(steps)
+
+
+def minimax_quintic(lower: float, upper: float) -> tuple[Quintic, float]:
+    """Return a, b, c and the error of the best ``a s + b s^3 + c s^5`` to 1 on the interval.
+
+    Remez exchange on four points; the inner two are the roots of a quadratic in s^2.
+    """
+    inner = (lower + 0.3 * (upper - lower), lower + 0.75 * (upper - lower))
+    for _ in range(60):
+        s = np.array([lower, *inner, upper])
+        system = np.stack([s, s**3, s**5, [1.0, -1.0, 1.0, -1.0]], axis=1)
+        a, b, c, error = np.linalg.solve(system, np.ones(4))
+        root = math.sqrt(max(9 * b * b - 20 * a * c, 0.0))
+        new = (math.sqrt((-3 * b - root) / (10 * c)), math.sqrt((-3 * b + root) / (10 * c)))
+        moved = abs(new[0] - inner[0]) + abs(new[1] - inner[1])
+        inner = new
+        if moved < 1e-12:
+            break
+    return (float(a), float(b), float(c)), abs(float(error))
