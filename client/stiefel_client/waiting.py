@@ -37,7 +37,9 @@ def wait_steps(
     while True:
         left = LONG_POLL if deadline is None else max(0.0, deadline - clock())
         asked_at = clock()
-        reading = yield look_at_job(job_id, wait=min(LONG_POLL, left), etag=etag)
+        # The first look is for the state as it is; from then on only changes matter.
+        wait = min(LONG_POLL, left) if etag else 0.0
+        reading = yield look_at_job(job_id, wait=wait, etag=etag)
         if reading is not None and reading.job is not None:
             etag, status = reading.etag, reading.job.status
             if on_change:
