@@ -1,0 +1,254 @@
+"""The loop every conversion shares: read one tensor, convert or copy it, write it, checkpoint.
+
+Memory holds one tensor at a time. What is finished is in the body files and the ledger, so
+a run that was stopped or killed goes on after its last checkpoint and ends with the same bits.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from stiefel.errors import InvalidInputError
+from stiefel.methods.delivering import deliver
+from stiefel.methods.protocol import Outcome, Run
+from stiefel.specs.conversion import ConversionSpec
+from stiefel.specs.dtypes import BITS
+from stiefel.specs.header import TensorInfo
+from stiefel.specs.plan import Plan, Planned, plan
+from stiefel.specs.shards import read_index
+from stiefel.specs.treatment import Skip
+from stiefel.weights import BodyWriter, Ledger, TensorReader
+
+COPIES_PER_CHECKPOINT = 256  # unchanged tensors between checkpoints, at most
+BYTES_PER_CHECKPOINT = 64 * 2**20
+SPECTRUM_POINTS = 64  # singular values in one event
+
+
+@dataclass(frozen=True)
+class NewTensor:
+    """One tensor to be written in the place of its source."""
+
+    name: str
+    dtype: str
+    data: Tensor
+    role: str  # projected | factor | merged
+    claims: Mapping[str, float | int]
+
+
+@dataclass(frozen=True)
+class Converted:
+    """What one matrix became: its tensors, figures for the report, and its singular values."""
+
+    tensors: Sequence[NewTensor]
+    before: Mapping[str, Any] = field(default_factory=dict)
+    after: Mapping[str, Any] = field(default_factory=dict)
+    sigma: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Task:
+    """One tensor to convert, and what a long conversion may call between its iterations."""
+
+    item: Planned
+    x: Tensor
+    seed: int
+    breathe: Callable[[], None]  # a safe point: raises StopRequested where a stop is wanted
+
+
+@dataclass
+class Workshop:
+    """The open files of one conversion."""
+
+    run: Run
+    plan: Plan
+    readers: Mapping[str, TensorReader]
+    ledger: Ledger
+    identity: str
+    index: str | None
+
+
+Convert = Callable[[Task], Converted | Skip]
+Prepare = Callable[[Workshop], Convert]
+
+
+def convert_checkpoint(spec: ConversionSpec, run: Run, prepare: Prepare) -> Outcome:
+    """Convert every file of ``run.input`` as ``spec`` says, and deliver the results.
+
+    Args:
+        spec: which tensors; validated.
+        run: the attempt.
+        prepare: called once with the open files; returns the function that converts one
+            tensor, or says why that tensor stays as it is.
+
+    Raises:
+        InvalidInputError: the files or the selection cannot be used, or a selected tensor
+            holds NaN or infinity; nothing is delivered then.
+        StopRequested: the run was asked to stop; ``run.state`` is safe.
+
+    Memory: a few times the largest converted matrix in float64, whatever the checkpoint's size.
+    """
+    with ExitStack() as stack:
+        readers = {
+            name: stack.enter_context(TensorReader(run.input / name))
+            for name in spec.weight_files()
+        }
+        index_name = spec.index_file()
+        index = read_index((run.input / index_name).read_bytes()) if index_name else None
+        decided = plan(spec, {name: r.table for name, r in readers.items()}, index=index)
+        identity = _identity(spec, readers)
+        ledger = stack.enter_context(Ledger(run.state / "ledger.jsonl", identity))
+        shop = Workshop(run, decided, readers, ledger, identity, index_name)
+        convert = prepare(shop)
+        for name in readers:
+            _convert_file(spec, shop, name, convert)
+        return deliver(
+            spec,
+            run,
+            plan=decided,
+            ledger=ledger,
+            metadata={name: reader.table.metadata for name, reader in readers.items()},
+            index_name=index_name,
+        )
+
+
+def _identity(spec: ConversionSpec, readers: Mapping[str, TensorReader]) -> str:
+    digest = hashlib.sha256(json.dumps(spec.model_dump(mode="json"), sort_keys=True).encode())
+    for name, reader in sorted(readers.items()):
+        digest.update(f"\0{name}\0{reader.table.size}\0".encode())
+        digest.update(reader.header())
+    return digest.hexdigest()
+
+
+def _convert_file(spec: ConversionSpec, shop: Workshop, file: str, convert: Convert) -> None:
+    reader, ledger = shop.readers[file], shop.ledger
+    pace = _Pace(shop)
+    with BodyWriter(shop.run.state / f"{file}.body", ledger.ends.get(file, 0)) as body:
+        for info in _writing_order(shop.plan, reader):
+            if info.name in ledger.done:
+                continue
+            item = shop.plan.selected.get(info.name)
+            if item is None:
+                entry = _copied(reader, body, info, None)
+            else:
+                entry = _converted(spec, shop, reader, body, item, convert)
+            ledger.add({"file": file, "source": info.name, **entry})
+            pace.step(info.nbytes, at_once=item is not None)
+
+
+def _writing_order(decided: Plan, reader: TensorReader) -> list[TensorInfo]:
+    """Widest elements first, so that every tensor of the output is aligned to its element."""
+
+    def key(info: TensorInfo) -> tuple[int, str]:
+        item = decided.selected.get(info.name)
+        dtype = item.treatment.outputs[0].dtype if item else info.dtype
+        return -BITS[dtype], info.name
+
+    return sorted(reader.table.tensors.values(), key=key)
+
+
+class _Pace:
+    """Progress after every tensor; a checkpoint after each conversion or a batch of copies."""
+
+    def __init__(self, shop: Workshop) -> None:
+        self._run = shop.run
+        self._ledger = shop.ledger
+        self._total = len(shop.plan.selected) + len(shop.plan.skipped)
+        self._copies = 0
+        self._bytes = 0
+        self._all_bytes = 0
+
+    def step(self, nbytes: int, *, at_once: bool) -> None:
+        self._copies += 1
+        self._bytes += nbytes
+        self._all_bytes += nbytes
+        done = len(self._ledger.done)
+        self._run.progress(done, self._total, unit="tensors", bytes_done=self._all_bytes)
+        if at_once or self._copies >= COPIES_PER_CHECKPOINT or self._bytes >= BYTES_PER_CHECKPOINT:
+            self._copies = self._bytes = 0
+            self._run.checkpoint(done)
+
+
+def _copied(
+    reader: TensorReader, body: BodyWriter, info: TensorInfo, skip: Skip | None
+) -> dict[str, Any]:
+    written = body.copy(info.name, info.dtype, info.shape, reader.blocks(info))
+    entry: dict[str, Any] = {"tensors": [{**written.to_dict(), "role": "unchanged", "claims": {}}]}
+    if skip is not None:
+        entry["skip"] = {"code": skip.code, "reason": skip.reason}
+    return entry
+
+
+def _converted(
+    spec: ConversionSpec,
+    shop: Workshop,
+    reader: TensorReader,
+    body: BodyWriter,
+    item: Planned,
+    convert: Convert,
+) -> dict[str, Any]:
+    began = time.perf_counter()
+    done = len(shop.ledger.done)
+    x = read_finite(reader, item.tensor)
+    seed = _tensor_seed(spec.seed, item.tensor.name)
+    result = convert(Task(item, x, seed, lambda: shop.run.checkpoint(done)))
+    if isinstance(result, Skip):
+        return _copied(reader, body, item.tensor, result)
+    tensors = [
+        {
+            **body.tensor(new.name, new.dtype, new.data).to_dict(),
+            "role": new.role,
+            "claims": dict(new.claims),
+        }
+        for new in result.tensors
+    ]
+    _publish(shop.run, done, item.tensor.name, result)
+    return {
+        "tensors": tensors,
+        "before": dict(result.before),
+        "after": dict(result.after),
+        "seconds": round(time.perf_counter() - began, 4),
+    }
+
+
+def read_finite(reader: TensorReader, info: TensorInfo) -> Tensor:
+    """Read one tensor and refuse NaN and infinity.
+
+    Raises:
+        InvalidInputError: ``non_finite_weights``, naming the tensor, how many and the first.
+    """
+    x = reader.tensor(info)
+    finite = torch.isfinite(x)
+    if bool(finite.all()):
+        return x
+    wrong = (~finite).flatten().nonzero()
+    place = [int(i) for i in torch.unravel_index(wrong[0, 0], x.shape)]
+    raise InvalidInputError(
+        f"tensor {info.name!r} holds {len(wrong):,} NaN or infinite value(s), the first at {place}",
+        code="non_finite_weights",
+        fix="Repair the tensor, or leave it out with an exclude pattern.",
+        tensor=info.name,
+    )
+
+
+def _tensor_seed(seed: int, name: str) -> int:
+    """A seed of its own for every tensor, so that the order of work does not matter."""
+    return int.from_bytes(hashlib.sha256(f"{seed}\0{name}".encode()).digest()[:7], "big")
+
+
+def _publish(run: Run, step: int, name: str, result: Converted) -> None:
+    figures = {key: value for key, value in result.after.items() if isinstance(value, int | float)}
+    run.metrics(step, {key: float(value) for key, value in figures.items()})
+    if result.sigma is not None and result.sigma.numel():
+        count = result.sigma.numel()
+        picks = torch.linspace(0, count - 1, min(count, SPECTRUM_POINTS)).round().long()
+        values = [float(f"{value:.6g}") for value in result.sigma[picks].tolist()]
+        run.event("job.spectrum", {"tensor": name, "count": count, "sigma": values})

@@ -1,0 +1,137 @@
+"""``factorize.low_rank``: the best product of two thin matrices, tensor by tensor."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from stiefel.linalg.truncated_svd import Svd, singular_values, truncated_svd
+from stiefel.methods.conversion import (
+    Convert,
+    Converted,
+    NewTensor,
+    Task,
+    Workshop,
+    convert_checkpoint,
+    read_finite,
+)
+from stiefel.methods.protocol import Method, Outcome, Run
+from stiefel.projection.low_rank import LowRank, low_rank, merge, relative_distance, whole_svd
+from stiefel.projection.rank_rules import (
+    rank_for_energy,
+    rank_for_ratio,
+    rank_for_tolerance,
+    ranks_for_budget,
+)
+from stiefel.specs.factorize_low_rank import UNKNOWN, FactorizeLowRankSpec
+from stiefel.specs.rank_rules import BudgetRule, EnergyRule, RatioRule, ShareRule, ToleranceRule
+from stiefel.specs.treatment import Skip
+from stiefel.weights import Ledger
+
+Ranks = Mapping[str, int]
+
+
+def run(spec: FactorizeLowRankSpec, run: Run) -> Outcome:
+    """Factorise the checkpoint in ``run.input``; see ``convert_checkpoint`` for the errors."""
+
+    def prepare(shop: Workshop) -> Convert:
+        ranks = _spread_budget(spec, shop)
+        return lambda task: factorize_tensor(spec, task, ranks)
+
+    return convert_checkpoint(spec, run, prepare)
+
+
+def factorize_tensor(spec: FactorizeLowRankSpec, task: Task, ranks: Ranks) -> Converted | Skip:
+    """Factorise one tensor, or say why it stays as it is."""
+    item = task.item
+    x = task.x.reshape(item.rows, item.columns)
+    if not bool(x.any()):
+        return Skip("zero_matrix", "is zero: no rank describes it better than another")
+    svd, rank = _decompose(spec, task, x, ranks)
+    rank = spec.rounded(spec.bounded(rank, item.rows, item.columns), item.rows, item.columns)
+    skip = spec.verdict(rank, item.rows, item.columns)
+    if skip is not None:
+        return skip
+    result = low_rank(x, svd, min(rank, svd.sigma.numel()), factors=spec.factors)
+    return _converted(spec, task, x, result, svd.sigma)
+
+
+def _decompose(spec: FactorizeLowRankSpec, task: Task, x: Tensor, ranks: Ranks) -> tuple[Svd, int]:
+    item = task.item
+    rank = spec.known_rank(item.rows, item.columns)
+    if spec.engine == "randomised":
+        rank = spec.rounded(rank, item.rows, item.columns)
+        generator = torch.Generator().manual_seed(task.seed)
+        return truncated_svd(x, rank, generator=generator), rank
+    svd = whole_svd(x, spec.engine)
+    if rank == UNKNOWN:
+        rank = ranks.get(item.tensor.name, 0) or _rank(spec, svd.sigma)
+    return svd, rank
+
+
+def _rank(spec: FactorizeLowRankSpec, sigma: Tensor) -> int:
+    rule = spec.rule
+    if isinstance(rule, EnergyRule):
+        return rank_for_energy(sigma, rule.value)
+    if isinstance(rule, ToleranceRule):
+        return rank_for_tolerance(sigma, rule.value)
+    assert isinstance(rule, RatioRule)
+    return rank_for_ratio(sigma, rule.value)
+
+
+def _converted(
+    spec: FactorizeLowRankSpec, task: Task, x: Tensor, result: LowRank, sigma: Tensor
+) -> Converted:
+    item = task.item
+    claims: dict[str, float | int] = {
+        "rank": result.rank,
+        "retained_energy": result.retained_energy,
+        "relative_error": result.relative_error,
+    }
+    if result.optimal_error is not None:
+        claims["optimal_error"] = result.optimal_error
+    data = [result.factor_out, result.factor_in]
+    if spec.output == "merged":
+        data = [merge(result.factor_out, result.factor_in)]
+        claims["relative_error"] = relative_distance(x, data[0])
+    outputs = spec.outputs(item.tensor, result.rank)
+    tensors = [
+        NewTensor(output.name, output.dtype, part.reshape(output.shape), output.role, claims)
+        for output, part in zip(outputs, data, strict=True)
+    ]
+    after = {**claims, "parameters": sum(part.numel() for part in data)}
+    return Converted(tensors, {"parameters": x.numel()}, after, sigma)
+
+
+def _spread_budget(spec: FactorizeLowRankSpec, shop: Workshop) -> Ranks:
+    """Ranks under a global budget: a first pass over all matrices finds their spectra."""
+    rule = spec.rule
+    if not isinstance(rule, BudgetRule | ShareRule):
+        return {}
+    shapes = {name: (item.rows, item.columns) for name, item in shop.plan.selected.items()}
+    spectra = _spectra(shop)
+    if isinstance(rule, BudgetRule):
+        budget = rule.value
+    else:
+        budget = int(rule.value * sum(rows * columns for rows, columns in shapes.values()))
+    return ranks_for_budget(spectra, shapes, budget)
+
+
+def _spectra(shop: Workshop) -> dict[str, list[float]]:
+    """Singular values of every selected matrix; found ones are kept for a resumed run."""
+    with Ledger(shop.run.state / "spectra.jsonl", shop.identity) as found:
+        total = len(shop.plan.selected)
+        for name, item in shop.plan.selected.items():
+            if name in found.done:
+                continue
+            x = read_finite(shop.readers[item.file], item.tensor)
+            sigma = singular_values(x.reshape(item.rows, item.columns))
+            found.add({"source": name, "file": item.file, "tensors": [], "sigma": sigma.tolist()})
+            shop.run.progress(len(found.done), total, unit="spectra")
+            shop.run.checkpoint(len(shop.ledger.done))
+        return {entry["source"]: entry["sigma"] for entry in found.entries()}
+
+
+METHOD = Method("factorize.low_rank", FactorizeLowRankSpec, run)

@@ -1,0 +1,119 @@
+"""``project.unitary``: the nearest matrix with orthonormal columns, tensor by tensor.
+
+The factor comes from a float64 SVD, because the certificate needs the singular values anyway
+and float32 would miss the nearest matrix visibly where the input is ill-conditioned. All
+figures are measured in float64 on the values as they are stored.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from stiefel.errors import InvalidInputError
+from stiefel.linalg.truncated_svd import thin_svd, widened
+from stiefel.methods.conversion import Converted, NewTensor, Task, convert_checkpoint
+from stiefel.methods.protocol import Method, Outcome, Run
+from stiefel.specs.project_unitary import ProjectUnitarySpec
+from stiefel.weights.dtypes import TORCH
+
+
+@dataclass(frozen=True)
+class Nearest:
+    """The closed-form optimum for one Stiefel-shaped matrix."""
+
+    factor: Tensor  # (n, p) float64 or complex128, orthonormal columns
+    sigma: Tensor  # (p,) singular values of the input, descending
+    signs: float  # +1, or -1 where the least direction was turned for the determinant
+
+
+def run(spec: ProjectUnitarySpec, run: Run) -> Outcome:
+    """Project the checkpoint in ``run.input``; see ``convert_checkpoint`` for the errors."""
+    return convert_checkpoint(spec, run, lambda shop: lambda task: project(spec, task))
+
+
+def project(spec: ProjectUnitarySpec, task: Task) -> Converted:
+    """Project one tensor and measure what came out."""
+    item = task.item
+    wide = item.rows < item.columns
+    matrix = task.x.reshape(item.rows, item.columns)
+    # Wide matrices are transposed once, here, and back once, at the end.
+    x = widened(matrix.mH if wide else matrix)
+    nearest = nearest_unitary(spec, x, item.tensor.dtype, item.tensor.name)
+    gain = float(nearest.sigma.mean()) if spec.scale == "mean" else 1.0
+    factor = nearest.factor
+    values = gain * factor
+    dtype = spec.stored_dtype(item.tensor.dtype)
+    stored = (values.mH if wide else values).to(TORCH[dtype]).reshape(item.tensor.shape)
+    kept = widened(stored.reshape(item.rows, item.columns))
+    claims = _claims(x, kept.mH if wide else kept, nearest, gain)
+    before = {
+        "largest_singular_value": float(nearest.sigma[0]),
+        "least_singular_value": float(nearest.sigma[-1]),
+        "orthogonality_defect": float(torch.linalg.vector_norm(nearest.sigma.square() - 1)),
+    }
+    new = NewTensor(item.tensor.name, dtype, stored, "projected", claims)
+    return Converted((new,), before, claims, nearest.sigma)
+
+
+def nearest_unitary(spec: ProjectUnitarySpec, x: Tensor, dtype: str, name: str) -> Nearest:
+    """Return the polar factor of ``x`` ``(n, p)``, turned to determinant +1 where that is asked.
+
+    Raises:
+        InvalidInputError: the matrix is zero or numerically rank-deficient (``zero_matrix``,
+            ``rank_deficient``) and the spec does not say to complete it.
+    """
+    svd = thin_svd(x)
+    largest, least = float(svd.sigma[0]), float(svd.sigma[-1])
+    if spec.singular == "error":
+        _check_unique(largest, least, dtype, name)
+    if least <= largest * torch.finfo(torch.float64).eps * max(x.shape):
+        svd = thin_svd(x, engine="full")  # its null vectors are orthonormal whatever the rank
+    factor = svd.U @ svd.Vh
+    signs = 1.0
+    square_real = x.shape[0] == x.shape[1] and not x.is_complex()
+    if spec.determinant == 1 and square_real and float(torch.linalg.det(factor)) < 0:
+        factor = factor - 2 * torch.outer(svd.U[:, -1], svd.Vh[-1])
+        signs = -1.0
+    return Nearest(factor, svd.sigma, signs)
+
+
+def _check_unique(largest: float, least: float, dtype: str, name: str) -> None:
+    """Refuse a matrix that a rounding of its entries could make singular."""
+    eps = torch.finfo(torch.float64 if dtype == "F64" else torch.float32).eps
+    if largest == 0:
+        raise InvalidInputError(
+            f"tensor {name!r} is zero: every unitary matrix is equally near",
+            code="zero_matrix",
+            fix='Exclude the tensor, or set "singular": "complete" to get one of the nearest.',
+            tensor=name,
+        )
+    if least <= eps * largest:
+        raise InvalidInputError(
+            f"tensor {name!r} is rank-deficient: its singular values reach from {largest:.3g} "
+            f"down to {least:.3g}, so its nearest unitary matrix is not unique",
+            code="rank_deficient",
+            fix='Exclude the tensor, or set "singular": "complete" to get one of the nearest.',
+            tensor=name,
+        )
+
+
+def _claims(x: Tensor, kept: Tensor, nearest: Nearest, gain: float) -> dict[str, float]:
+    """Figures of the stored values ``kept`` against the input ``x`` and the optimum."""
+    gram = kept.mH @ kept / gain**2
+    gram.diagonal().sub_(1)
+    sigma = nearest.sigma.clone()
+    sigma[-1] *= nearest.signs
+    claims = {
+        "orthogonality_defect": float(torch.linalg.vector_norm(gram)),
+        "distance_to_input": float(torch.linalg.vector_norm(kept - x)),
+        "distance_to_optimum": float(torch.linalg.vector_norm(kept - gain * nearest.factor)),
+        # ||X - s Q||^2 = sum (sigma_i - s)^2: what no matrix of this kind can undercut.
+        "optimum_distance_to_input": float(torch.linalg.vector_norm(sigma - gain)),
+    }
+    return claims if gain == 1.0 else {**claims, "gain": gain}
+
+
+METHOD = Method("project.unitary", ProjectUnitarySpec, run)

@@ -1,0 +1,84 @@
+"""Ranks from singular values. All functions take the whole spectrum, descending, in float64."""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+
+def rank_for_energy(sigma: Tensor, energy: float) -> int:
+    """The least r with ``sum(sigma[:r]^2) >= energy * sum(sigma^2)``; 0 for a zero spectrum."""
+    return rank_for_tail(sigma, (1 - energy) * float(sigma.square().sum()))
+
+
+def rank_for_tolerance(sigma: Tensor, tolerance: float) -> int:
+    """The least r with ``norm(sigma[r:]) <= tolerance * norm(sigma)``; 0 for a zero spectrum."""
+    return rank_for_tail(sigma, tolerance**2 * float(sigma.square().sum()))
+
+
+def rank_for_tail(sigma: Tensor, allowed: float) -> int:
+    """The least r whose tail ``sum(sigma[r:]^2)`` is at most ``allowed``."""
+    # Summed from the small end, where the digits that decide are.
+    tails = sigma.square().flip(0).cumsum(0).flip(0)
+    return int((tails > allowed).sum())
+
+
+def rank_for_ratio(sigma: Tensor, ratio: float) -> int:
+    """How many singular values are at least ``ratio`` of the largest; 0 for a zero spectrum."""
+    if not sigma.numel() or float(sigma[0]) == 0:
+        return 0
+    return int((sigma >= ratio * sigma[0]).sum())
+
+
+def ranks_for_budget(
+    spectra: Mapping[str, Sequence[float]],
+    shapes: Mapping[str, tuple[int, int]],
+    budget: int,
+) -> dict[str, int]:
+    """Spread ``budget`` parameters over matrices so that they retain the most energy.
+
+    Greedy by energy per parameter, ``sigma_i^2 / ||W||^2 / (n + m)``; since gains descend
+    within each matrix, no other choice of equal cost retains more, up to the last item.
+    Every matrix gets rank 1 first. A matrix stops where its factors would be as large as it
+    is: the full rank costs n * m then, not r (n + m).
+
+    Args:
+        spectra: singular values by name, descending.
+        shapes: (n, m) by name.
+        budget: total parameters of all factors; never exceeded unless rank 1 everywhere is
+            already more.
+
+    Cost: O(k log L) for k ranks given out over L matrices.
+    """
+    energy = {
+        name: sum(value * value for value in values) or 1.0 for name, values in spectra.items()
+    }
+    ranks = dict.fromkeys(spectra, 1)
+    left = budget - sum(sum(shapes[name]) for name in spectra)
+    heap = [
+        (-_gain(spectra[name], 1, energy[name], shapes[name]), name) for name in sorted(spectra)
+    ]
+    heapq.heapify(heap)
+    while heap:
+        gain, name = heapq.heappop(heap)
+        rank, cost = ranks[name], sum(shapes[name])
+        if gain == 0 or cost > left or (rank + 1) * cost >= shapes[name][0] * shapes[name][1]:
+            continue
+        ranks[name] = rank + 1
+        left -= cost
+        heapq.heappush(heap, (-_gain(spectra[name], rank + 1, energy[name], shapes[name]), name))
+    return ranks
+
+
+def _gain(values: Sequence[float], rank: int, energy: float, shape: tuple[int, int]) -> float:
+    if rank >= len(values):
+        return 0.0
+    return values[rank] ** 2 / energy / sum(shape)
+
+
+def spectrum_tail(sigma: Tensor, rank: int) -> float:
+    """``norm(sigma[rank:])``: the error of the best approximation of this rank."""
+    return float(torch.linalg.vector_norm(sigma[rank:]))
