@@ -29,13 +29,14 @@ def shared(
         made.close()
 
 
-@pytest.fixture(params=["embedded", "distributed"])
-def site(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Site]:
-    """A site of the test's own, without workers."""
+@pytest.fixture(scope="module", params=["embedded", "distributed"])
+def site(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Site]:
+    """A site whose workers may be harmed: ``site.crew(n)`` replaces them."""
+    folder = tmp_path_factory.mktemp("site")
     made = (
-        embedded_site(tmp_path)
-        if request.param == "embedded"
-        else distributed_site(tmp_path, request)
+        embedded_site(folder) if request.param == "embedded" else distributed_site(folder, request)
     )
     try:
         yield made

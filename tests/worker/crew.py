@@ -58,6 +58,14 @@ class Site:
             worker.wait_until_warm()
         return worker
 
+    def crew(self, count: int) -> list[Worker]:
+        """Top up to ``count`` living, warm workers; tests may do them any harm."""
+        living = [worker for worker in self.workers if worker.process.poll() is None]
+        fresh = [self.start(wait=False) for _ in range(count - len(living))]
+        for worker in fresh:
+            worker.wait_until_warm()
+        return living + fresh
+
     def submit(self, act: str, *, ring: bool = True, **options: Any) -> str:
         known = ("max_attempts", "deadline_s")
         terms = {name: options.pop(name) for name in known if name in options}
@@ -137,9 +145,8 @@ class Worker:
         return self.log_path.read_text()
 
     def wait_until_warm(self) -> None:
-        """Until it has run a job; the fork server loads torch before the first."""
-        job_id = self.site.submit("count", steps=1)
-        self.site.wait(job_id, State.SUCCEEDED, seconds=60)
+        """Until its fork server has loaded torch and it looks for jobs."""
+        until(lambda: "looks at" in self.log, 90, lambda: self.log)
 
     def stop(self, seconds: float = 30) -> int:
         self.process.send_signal(signal.SIGTERM)

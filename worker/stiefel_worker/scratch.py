@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import re
 import shutil
 import stat
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 
@@ -28,18 +29,25 @@ class Scratch:
         self.root = root
         self.input = root / "input"
         self.state = root / "state"
+        self._lock: int | None = None
 
     def make(self) -> None:
-        """Create the empty folder, readable by this user alone."""
+        """Create the empty folder, readable by this user alone, and lock it."""
         self.root.parent.mkdir(parents=True, exist_ok=True)
-        shutil.rmtree(self.root, ignore_errors=True)
-        self.root.mkdir(mode=0o700)
+        with _locked(self.root.parent, fcntl.LOCK_SH):
+            shutil.rmtree(self.root, ignore_errors=True)
+            self.root.mkdir(mode=0o700)
+            self._lock = os.open(self.root, os.O_RDONLY | os.O_CLOEXEC)
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         for folder in (self.input, self.state, self.root / "tmp"):
             folder.mkdir()
 
     def wipe(self) -> None:
         """Remove the folder and all in it."""
         shutil.rmtree(self.root, ignore_errors=True)
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
 
     @contextmanager
     def open(self, path: Path) -> Iterator[BinaryIO]:
@@ -62,6 +70,29 @@ class Scratch:
             if not plain or not real.is_relative_to(self.root.resolve()):
                 raise UnsafePathError(f"{path} is not a plain file of this job's folder")
             yield file
+
+
+def clear_abandoned(folder: Path) -> list[str]:
+    """Remove scratch folders whose worker is dead, which is when nobody holds their lock."""
+    if not folder.is_dir():
+        return []
+    cleared = []
+    with _locked(folder, fcntl.LOCK_EX):
+        for path in folder.iterdir():
+            with suppress(BlockingIOError), _locked(path, fcntl.LOCK_EX | fcntl.LOCK_NB):
+                shutil.rmtree(path, ignore_errors=True)
+                cleared.append(path.name)
+    return cleared
+
+
+@contextmanager
+def _locked(folder: Path, how: int) -> Iterator[None]:
+    fd = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(fd, how)
+        yield
+    finally:
+        os.close(fd)
 
 
 def safe_name(name: str) -> str:

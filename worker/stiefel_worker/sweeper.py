@@ -16,6 +16,7 @@ from stiefel_jobs.store.sweep import sweep
 from stiefel_jobs.store.workers import report_worker
 from stiefel_worker.desk import Desk
 from stiefel_worker.lease import brief
+from stiefel_worker.scratch import clear_abandoned
 
 STUCK_EXIT_CODE = 75  # "temporary failure": whoever runs workers should start this one again
 log = logging.getLogger(__name__)
@@ -69,6 +70,9 @@ class Sweeper:
         self._report()
         for queue, job_id in report.ring:
             self._doorbell.ring(queue, job_id)
+        scratch = self._desk.shop.settings.scratch_dir
+        if scratch is not None and (cleared := clear_abandoned(scratch)):
+            log.info("cleared scratch of dead workers: %s", ", ".join(cleared))
 
     def _report(self) -> None:
         shop = self._desk.shop
