@@ -5,11 +5,26 @@ from __future__ import annotations
 import os
 import signal
 import time
+from collections.abc import Iterator
+from pathlib import Path
 
-from crew import LEASE_S, TENANT, Site, Worker, alive, until
+import pytest
+from crew import LEASE_S, TENANT, Site, Worker, alive, embedded_site, until
 
 from stiefel_jobs.states import Blame, State
+from stiefel_jobs.store.actions import cancel, pause
 from stiefel_jobs.store.queries import checkpoints
+
+
+@pytest.fixture(scope="module")
+def impatient(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+    """A site whose worker waits two seconds for progress and half a second for a pause."""
+    made = embedded_site(tmp_path_factory.mktemp("impatient"))
+    try:
+        made.start(STIEFEL_HANG_S=2, STIEFEL_WORKER_PAUSE_S=0.5)
+        yield made
+    finally:
+        made.close()
 
 
 def test_a_killed_worker_costs_no_job(site: Site) -> None:
@@ -70,44 +85,39 @@ def holder(site: Site, job_id: str) -> Worker:
     return next(w for w in site.workers if f"-{w.process.pid}-" == pid)
 
 
-def test_a_child_killed_from_outside_is_tried_again_from_its_checkpoint(embedded: Site) -> None:
-    embedded.start()
-    job_id = embedded.submit("count", steps=40, step_s=0.1)
-    embedded.began(job_id)
-    until(lambda: checkpoints(embedded.db, tenant=TENANT, job_id=job_id), 10)
-    os.kill(embedded.events(job_id, "job.process")[0].data["pid"], signal.SIGKILL)
-    assert embedded.began(job_id, times=2)["done"] > 0
-    job = embedded.wait(job_id)
+def test_a_child_killed_from_outside_is_tried_again_from_its_checkpoint(site: Site) -> None:
+    site.crew(1)
+    job_id = site.submit("count", steps=20, step_s=0.1)
+    until(lambda: checkpoints(site.db, tenant=TENANT, job_id=job_id), 20)
+    os.kill(site.events(job_id, "job.process")[0].data["pid"], signal.SIGKILL)
+    assert site.began(job_id, times=2)["done"] > 0
+    job = site.wait(job_id)
     assert job.state is State.SUCCEEDED
-    assert embedded.reasons(job_id) == ["out_of_memory", "succeeded"]
+    assert site.reasons(job_id) == ["out_of_memory", "succeeded"]
 
 
-def test_a_fork_server_that_dies_is_started_again(embedded: Site) -> None:
-    worker = embedded.start()
-    job_id = embedded.submit("idle")
-    child = embedded.began(job_id)["pid"]
-    with open(f"/proc/{child}/stat") as stat:  # noqa: PTH123 - one line of the kernel's
-        fork_server = int(stat.read().rpartition(")")[2].split()[1])
-    assert fork_server != worker.process.pid
+def test_a_fork_server_that_dies_is_started_again(impatient: Site) -> None:
+    job_id = impatient.submit("idle")
+    child = impatient.began(job_id)["pid"]
+    stat = Path(f"/proc/{child}/stat").read_text()
+    fork_server = int(stat.rpartition(")")[2].split()[1])
+    assert fork_server != impatient.workers[0].process.pid
     os.kill(fork_server, signal.SIGKILL)
     until(lambda: not alive(child), 2)
-    assert embedded.began(job_id, times=2)["pid"] != child
+    assert impatient.began(job_id, times=2)["pid"] != child
+    cancel(impatient.db, tenant=TENANT, job_id=job_id)
 
 
-def test_no_progress_is_a_hang(embedded: Site) -> None:
-    embedded.start(STIEFEL_HANG_S=1)
-    job = embedded.wait(embedded.submit("idle", max_attempts=1), seconds=10)
+def test_no_progress_is_a_hang(impatient: Site) -> None:
+    job = impatient.wait(impatient.submit("idle", max_attempts=1), seconds=10)
     assert (job.state, job.blame, job.reason) == (State.FAILED, Blame.TIMEOUT, "no_progress")
 
 
-def test_a_pause_that_finds_no_safe_point_is_enforced(embedded: Site) -> None:
-    from stiefel_jobs.store.actions import pause
-
-    embedded.start(STIEFEL_WORKER_PAUSE_S=0.5)
-    job_id = embedded.submit("idle")
-    child = embedded.began(job_id)["pid"]
-    pause(embedded.db, tenant=TENANT, job_id=job_id)
-    embedded.wait(job_id, State.PAUSED, seconds=5)
+def test_a_pause_that_finds_no_safe_point_is_enforced(impatient: Site) -> None:
+    job_id = impatient.submit("idle")
+    child = impatient.began(job_id)["pid"]
+    pause(impatient.db, tenant=TENANT, job_id=job_id)
+    impatient.wait(job_id, State.PAUSED, seconds=5)
     until(lambda: not alive(child), 1)
 
 

@@ -63,13 +63,16 @@ class Scratch:
             if error.errno == errno.ELOOP:
                 raise UnsafePathError(f"{path} is a link") from error
             raise
-        with os.fdopen(fd, "rb") as file:
+        try:
             # What was opened is what counts: no link can be swapped in after this look.
             real = Path(f"/proc/self/fd/{fd}").readlink()
             plain = stat.S_ISREG(os.fstat(fd).st_mode)
             if not plain or not real.is_relative_to(self.root.resolve()):
                 raise UnsafePathError(f"{path} is not a plain file of this job's folder")
-            yield file
+            with os.fdopen(fd, "rb", closefd=False) as file:
+                yield file
+        finally:
+            os.close(fd)
 
 
 def clear_abandoned(folder: Path) -> list[str]:

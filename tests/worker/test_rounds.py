@@ -1,0 +1,112 @@
+"""Journal, endings, and the rounds a worker makes besides its jobs."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from pathlib import Path
+
+import pytest
+from sqlalchemy.exc import OperationalError, ProgrammingError
+
+from stiefel_jobs.states import Blame
+from stiefel_worker import endings
+from stiefel_worker.journal import Journal
+from stiefel_worker.lease import passing, patiently
+from stiefel_worker.reports import sizes
+from stiefel_worker.sweeper import Rounds
+
+
+def test_a_journal_keeps_what_was_not_taken() -> None:
+    journal = Journal()
+    journal.progress({"done": 1, "total": 2, "unit": "tensor", "bytes_done": 5})
+    journal.metrics({"points": [[3, "loss", 0.5, 1.0]]})
+    journal.event({"event": "job.log", "data": {"text": "hello"}})
+    journal.flush(lambda *_: False)
+    assert journal.waiting
+    journal._due = 0.0
+    seen: list[object] = []
+
+    def write(*batch: object) -> bool:
+        seen.extend(batch)
+        return True
+
+    journal.flush(write)
+    progress, points, events = seen
+    assert not journal.waiting
+    assert (progress.done, progress.extra) == (1.0, {"bytes_done": 5})  # type: ignore[attr-defined]
+    assert (points[0].name, points[0].step) == ("loss", 3)  # type: ignore[index]
+    assert events[0].data == {"text": "hello"}  # type: ignore[index]
+
+
+@pytest.mark.parametrize(
+    "message", [{"event": "x", "data": "text"}, {"event": "x"}, {"points": [[1]]}, {}]
+)
+def test_malformed_reports_are_refused(message: dict[str, object]) -> None:
+    journal = Journal()
+    take = journal.metrics if "points" in message else journal.event
+    with pytest.raises((KeyError, TypeError, ValueError)):
+        take(message)
+
+
+@pytest.mark.parametrize(
+    ("code", "reason", "blame"),
+    [
+        (-signal.SIGKILL, "out_of_memory", Blame.RESOURCE),
+        (-signal.SIGSEGV, "killed_by_signal", Blame.SYSTEM),
+        (1, "process_exited", Blame.SYSTEM),
+        (None, "process_exited", Blame.SYSTEM),
+    ],
+)
+def test_every_death_has_a_reason_and_a_blame(code: int, reason: str, blame: Blame) -> None:
+    failure = endings.death(code, 2**30, 2**31)
+    assert (failure.reason, failure.blame, failure.retry) == (reason, blame, True)
+    assert set(failure.error) <= {"code", "detail", "fix"}
+
+
+def test_a_child_cannot_invent_a_blame() -> None:
+    with pytest.raises(ValueError, match="nobody"):
+        endings.reported({"code": "x", "detail": "x", "blame": "nobody"})
+
+
+def lost(kind: type[OperationalError] | type[ProgrammingError]) -> Exception:
+    return kind("SELECT 1", {}, Exception("secret dsn\nmore"))
+
+
+def test_patience_is_for_connections_not_for_mistakes() -> None:
+    assert passing(lost(OperationalError))  # type: ignore[arg-type]
+    assert not passing(lost(ProgrammingError))  # type: ignore[arg-type]
+    tries = iter([lost(OperationalError), None])
+
+    def act() -> str:
+        if error := next(tries):
+            raise error
+        return "done"
+
+    assert patiently(act) == "done"
+    with pytest.raises(ProgrammingError):
+        patiently(lambda: (_ for _ in ()).throw(lost(ProgrammingError)))
+
+
+def test_a_round_that_fails_is_followed_by_another() -> None:
+    enough = threading.Event()
+    count = 0
+
+    def work() -> None:
+        nonlocal count
+        count += 1
+        if count == 3:
+            enough.set()
+        raise RuntimeError("trouble")
+
+    rounds = Rounds("test", 0.01, work)
+    rounds.start()
+    assert enough.wait(5)
+    rounds.stop()
+
+
+def test_sizes_pass_over_links(tmp_path: Path) -> None:
+    (tmp_path / "deep").mkdir()
+    (tmp_path / "deep" / "file").write_bytes(b"123")
+    (tmp_path / "link").symlink_to("/etc/passwd")
+    assert sizes(tmp_path) == {"deep/file": 3}
