@@ -66,8 +66,8 @@ def retract_exp(x: Tensor, z: Tensor) -> Tensor:
     top = torch.cat([a, -r.mH], dim=-1)
     bottom = torch.cat([r, torch.zeros_like(r)], dim=-1)
     rotation = torch.matrix_exp(torch.cat([top, bottom], dim=-2))[..., :p]
-    end = x @ rotation[..., :p, :] + q @ rotation[..., p:, :]
-    return end
+    step: Tensor = x @ rotation[..., :p, :] + q @ rotation[..., p:, :]
+    return step
 
 
 RETRACTIONS: dict[str, Retraction] = {

@@ -1,0 +1,104 @@
+"""The nearest matrix with orthonormal columns (or rows), in closed form.
+
+For W = U Sigma V^H the minimiser of ||W - s Q||_F over all such Q is the polar factor U V^H,
+whatever s > 0. Over rotations (det Q = +1) of a real square W with det W < 0 the least singular
+direction is turned round, and the squared distance at s = 1 grows by 4 sigma_min.
+
+Source: Kabsch, Acta Cryst. A32, 1976; Higham, Functions of Matrices, SIAM 2008, section 8.1.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from stiefel.errors import InvalidInputError
+from stiefel.linalg import polar_factor
+
+Scale = Literal["none", "mean"]
+
+
+@dataclass(frozen=True)
+class NearestUnitary:
+    """The factor, its gain, and how far the input is from them."""
+
+    factor: Tensor  # (n, m) like the input: orthonormal columns, or rows where n < m
+    gain: float  # s: 1, or the mean singular value
+    distance: float  # ||W - s Q||_F
+    optimum: float  # the least distance over both determinants, at the same s
+    defect: float  # of the factor
+    turned: bool  # the least singular direction was turned for the determinant
+
+
+def nearest_unitary(
+    w: Tensor, *, determinant: Literal[1] | None = None, scale: Scale = "none"
+) -> NearestUnitary:
+    """Return the nearest matrix with orthonormal columns to ``w``, or rows where it is wide.
+
+    Args:
+        w: ``(n, m)`` real or complex; half precision is computed in float32. A convolution kernel
+            comes flattened to ``(channels out, channels in * height * width)``.
+        determinant: 1 asks for a rotation: only square real matrices are constrained.
+        scale: ``mean`` fits ``s Q`` with s the mean singular value, which is the least-squares
+            scale; ``none`` keeps s = 1.
+
+    Raises:
+        InvalidInputError: not a matrix, non-finite entries, or ``mean`` of a zero matrix.
+    """
+    tall, wide = oriented(w)
+    factor, defect = polar_factor(tall)[:2]
+    aligned = float(torch.linalg.vecdot(factor.flatten(), tall.flatten()).real)  # sum of sigma
+    turned = determinant == 1 and not w.is_complex() and is_reflection(factor)
+    gain, loss = fitted_gain(tall, aligned, scale)
+    gap = 0.0
+    if turned:
+        factor, least = turn_least(tall)
+        gap = 4 * gain * least
+    distances = [max(0.0, value) ** 0.5 for value in (loss + gap, loss)]
+    return NearestUnitary(
+        factor.mH if wide else factor, gain, distances[0], distances[1], float(defect), turned
+    )
+
+
+def oriented(w: Tensor) -> tuple[Tensor, bool]:
+    """Return ``w`` as a tall matrix of at least float32, and whether it was transposed."""
+    if w.ndim != 2:
+        raise InvalidInputError(
+            f"a matrix is needed, got shape {tuple(w.shape)}",
+            fix="flatten a convolution kernel to (channels out, the rest)",
+        )
+    if w.dtype in (torch.float16, torch.bfloat16):
+        w = w.float()
+    wide = w.shape[0] < w.shape[1]
+    return (w.mH if wide else w), wide
+
+
+def is_reflection(factor: Tensor) -> bool:
+    """Tell whether a square orthogonal matrix has determinant -1; False for tall ones."""
+    square = factor.shape[-2] == factor.shape[-1]
+    return square and factor.numel() > 0 and bool(torch.linalg.det(factor) < 0)
+
+
+def fitted_gain(x: Tensor, aligned: float, scale: Scale) -> tuple[float, float]:
+    """Return s and the least ``||X - s Q||_F^2`` where ``aligned`` is the sum of the sigma."""
+    p = x.shape[-1]
+    squares = float(torch.linalg.matrix_norm(x.to(torch.promote_types(x.dtype, torch.float64))))
+    gain = aligned / p if scale == "mean" and p else 1.0
+    if gain == 0.0:
+        raise InvalidInputError(
+            "a zero matrix has no mean singular value to keep",
+            code="zero_matrix",
+            fix='exclude the tensor or use scale "none"',
+        )
+    return gain, squares**2 - 2 * gain * aligned + gain**2 * p
+
+
+def turn_least(x: Tensor) -> tuple[Tensor, float]:
+    """Return the polar factor with its least singular direction turned, and sigma_min."""
+    left, sigma, right = torch.linalg.svd(x, full_matrices=False)
+    signs = torch.ones_like(sigma)
+    signs[-1] = -1
+    return (left * signs) @ right, float(sigma[-1])
