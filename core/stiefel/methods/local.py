@@ -34,6 +34,7 @@ class FolderRun:
     names: Collection[str] | None = None
     should_stop: Callable[[int], bool] = lambda step: False
     on_progress: Callable[[int, int, str], None] = lambda done, total, unit: None
+    reports: list[tuple[int, int, str]] = field(default_factory=list)
     points: list[tuple[int, dict[str, float]]] = field(default_factory=list)
     events: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
     checkpoints: list[int] = field(default_factory=list)
@@ -54,7 +55,8 @@ class FolderRun:
         return {"input": {name: _sha256(self.input / name) for name in names}}
 
     def progress(self, done: int, total: int, *, unit: str, bytes_done: int = 0) -> None:
-        """Hand progress to ``on_progress``."""
+        """Remember the report and hand it to ``on_progress``."""
+        self.reports.append((done, total, unit))
         self.on_progress(done, total, unit)
 
     def metrics(self, step: int, values: Mapping[str, float]) -> None:

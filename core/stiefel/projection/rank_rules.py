@@ -23,6 +23,9 @@ def rank_for_tail(sigma: Tensor, allowed: float) -> int:
     """The least r whose tail ``sum(sigma[r:]^2)`` is at most ``allowed``."""
     # Summed from the small end, where the digits that decide are.
     tails = sigma.square().flip(0).cumsum(0).flip(0)
+    if allowed > 0:  # a tail that equals the bound but for rounding is within it
+        eps = torch.finfo(sigma.dtype).eps
+        allowed += 4 * eps * (float(tails[0]) if tails.numel() else 0.0) + 1e-12 * allowed
     return int((tails > allowed).sum())
 
 

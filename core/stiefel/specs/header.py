@@ -189,7 +189,7 @@ def _is_unicode(text: str) -> bool:
 
 
 def _tensor(name: str, entry: Any, start: int) -> TensorInfo:
-    if not 0 < len(name) <= MAX_NAME or not _is_unicode(name) or not name.isprintable():
+    if not 0 < len(name) <= MAX_NAME or not name.isprintable():
         _refuse(
             "tensor_name",
             f"the tensor name {name[:100]!r} is empty, longer than {MAX_NAME} "
