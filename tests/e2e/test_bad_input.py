@@ -51,12 +51,19 @@ def test_a_hostile_file_is_refused_with_its_reason(local, tmp_path, name) -> Non
     assert caught.value.code == code
 
 
-def test_renaming_does_not_help_a_pickle(local, tmp_path) -> None:
+def test_another_name_does_not_help_a_pickle(local, tmp_path) -> None:
     path = tmp_path / "weights.bin"
     path.write_bytes(HOSTILE["pickle"][0])
+    with pytest.raises(BadRequestError, match="pickle"):
+        local.uploads.upload(path)
+
+
+def test_a_file_that_may_be_kept_is_not_therefore_weights(local, tmp_path) -> None:
+    path = tmp_path / "notes.txt"
+    path.write_text("The proof is left to the reader. " * 20)
     source = local.uploads.upload(path)
     error = submit(local, method="project.unitary", input=source.id)
-    assert error.code == "pickle_file"
+    assert error.code == "not_safetensors"
     assert error.errors[0]["pointer"].startswith("/spec/input")
 
 

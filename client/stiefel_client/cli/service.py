@@ -42,9 +42,7 @@ def serve(
     supervisor = Supervisor(where, host=host, port=port, say=say)
 
     def ready() -> None:
-        # Plain writes: a program that started us reads the first line.
         out.print(f"Stiefel is up at {supervisor.url}", markup=False)
-        out.print(f"API docs: {supervisor.url}/docs", markup=False)
         out.print(f"API key: in {where / 'api_key'}, found by `stiefel` on its own", markup=False)
         out.print(f"Data: {where}", markup=False)
         sys.stdout.flush()
