@@ -18,6 +18,7 @@ from sqlalchemy.sql.elements import ColumnElement
 _SQLITE_NOW = "((julianday('now') - 2440587.5) * 86400.0)"
 _POSTGRES_NOW = "extract(epoch from clock_timestamp())::double precision"
 _BUSY_MS = 30_000
+_IDLE_MS = 10_000
 _MIGRATION_LOCK = 0x5721EFE1
 
 
@@ -69,7 +70,18 @@ def normalize(url: str) -> URL:
 
 def _postgres_engine(url: URL) -> Engine:
     # Pre-ping: a restarted server costs a reconnect, not a failed request.
-    return create_engine(url, pool_size=10, max_overflow=20, pool_pre_ping=True)
+    engine = create_engine(url, pool_size=10, max_overflow=20, pool_pre_ping=True)
+    event.listen(engine, "connect", _limit_idleness)
+    return engine
+
+
+def _limit_idleness(connection: Any, _record: Any) -> None:
+    """Let the server drop a transaction whose process is frozen or whose host is gone.
+
+    Its locks would keep everybody else from taking over the job.
+    """
+    connection.execute(f"SET idle_in_transaction_session_timeout = {_IDLE_MS}")
+    connection.commit()
 
 
 def _sqlite_engine(url: URL) -> Engine:
