@@ -197,8 +197,8 @@ class LowRankConv2d(LowRankLayer):
         x, U, S, V = compute_copies(self, x)
         bias = None if self.bias is None else self.bias.to(x.dtype)
         tape = recording(self)
-        if tape is None and self._merges():
-            kernel = (U @ S @ V.mT).reshape(self.weight_shape())
+        if self.is_dense or (tape is None and self._merges()):
+            kernel = (S if self.is_dense else U @ S @ V.mT).reshape(self.weight_shape())
             g = self.geometry
             return functional.conv2d(x, kernel, bias, g.stride, g.padding, g.dilation, g.groups)
         y: Tensor = ConvolutionProduct.apply(  # type: ignore[no-untyped-call]

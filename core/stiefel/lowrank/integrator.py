@@ -190,7 +190,8 @@ class LowRankIntegrator:
     def _attach_tapes(self) -> None:
         record = self.position == 0 and not self.bases_frozen
         for member in self.members:
-            member.layer.tape = Tape(self.variant == "exact") if record else None
+            wanted = record and not member.layer.is_dense
+            member.layer.tape = Tape(self.variant == "exact") if wanted else None
 
     def _parameters(self) -> list[nn.Parameter]:
         return [p for group in self.optimizer.param_groups for p in group["params"]]
@@ -234,6 +235,8 @@ class LowRankIntegrator:
 
     def _truncate(self, member: Member) -> None:
         layer = member.layer
+        if layer.is_dense:
+            return
         factors, shape = layer.factors, layer.S.shape
         member.phases += 1
         if member.phases % REORTHONORMALIZE_EVERY == 0:

@@ -22,6 +22,9 @@ class LowRankLayer(nn.Module):
     Storage has exactly the size of the active rank.
 
     ``U (n, r)``, ``S (r, r)``, ``V (m, r)``; grouped layers carry a leading group dimension.
+
+    A layer may also be dense for a while (``is_dense``): S is then the n x m weight itself and
+    the bases are empty. Entering factors later exchanges storage only.
     """
 
     U: Tensor
@@ -43,7 +46,12 @@ class LowRankLayer(nn.Module):
     @property
     def rank(self) -> int:
         """Number of active columns; the larger of the two while an augmented core is not square."""
-        return max(self.S.shape[-2:])
+        return min(self.S.shape[-2:]) if self.is_dense else max(self.S.shape[-2:])
+
+    @property
+    def is_dense(self) -> bool:
+        """Whether S still holds the whole weight."""
+        return self.U.shape[-1] == 0
 
     @property
     def matrix_shape(self) -> tuple[int, int]:
@@ -56,7 +64,8 @@ class LowRankLayer(nn.Module):
 
         For exports and for code that inspects ``weight``; a training step never asks for it.
         """
-        return (self.U @ self.S @ self.V.mT).reshape(self.weight_shape())
+        matrix = self.S if self.is_dense else self.U @ self.S @ self.V.mT
+        return matrix.reshape(self.weight_shape())
 
     def weight_shape(self) -> tuple[int, ...]:
         """Shape of the dense layer's weight."""
@@ -80,13 +89,27 @@ class LowRankLayer(nn.Module):
                 code="factor_shapes",
             )
         self.U, self.V = factors.left, factors.right
+        self._exchange_core(factors.core)
+
+    @torch.no_grad()
+    def set_dense(self, matrix: Tensor) -> None:
+        """Hold the whole weight, as a matrix ``([g,] n, m)``; the bases become empty."""
+        if matrix.shape[-2:] != self.matrix_shape:
+            raise InvalidInputError(
+                f"a {tuple(matrix.shape)} weight does not fit a {self.matrix_shape} layer",
+                code="factor_shapes",
+            )
+        self.U, self.V = self.U[..., :0].clone(), self.V[..., :0].clone()
+        self._exchange_core(matrix)
+
+    def _exchange_core(self, core: Tensor) -> None:
         self.S.grad = None
-        if factors.core.shape != self.S.shape:
+        if core.shape != self.S.shape:
             # A loss that is still alive holds the old graph, whose accumulator of gradients for S
             # insists on the old shape. Torch makes a new one only when the dtype changes.
             other = torch.float64 if self.S.dtype != torch.float64 else torch.float32
             self.S.data = torch.empty(0, dtype=other, device=self.S.device)
-        self.S.data = factors.core
+        self.S.data = core
 
     def corner(self, tape: Tape, new_left: Tensor, new_right: Tensor) -> Tensor:
         """Return new_left^T G new_right from the tape, without forming G."""
@@ -97,6 +120,8 @@ class LowRankLayer(nn.Module):
         n, m = self.matrix_shape
         groups = self.U.shape[0] if self.U.ndim > 2 else 1
         bias = 0 if self.bias is None else self.bias.numel()
+        if self.is_dense:
+            return self.S.numel() + bias
         return groups * min(self.S.shape[-2:]) * (n + m) + bias
 
     def _load_from_state_dict(
@@ -109,16 +134,12 @@ class LowRankLayer(nn.Module):
                 left.shape[:-1] == self.U.shape[:-1]
                 and right.shape[:-1] == self.V.shape[:-1]
                 and core.shape[:-2] == self.S.shape[:-2]
-                and core.shape[-2:] == (left.shape[-1], right.shape[-1])
+                and core.shape[-2:]
+                in ((left.shape[-1], right.shape[-1]), (left.shape[-2], right.shape[-2]))
             )
-            if fits and core.shape != self.S.shape:
-                self.set_factors(
-                    Factors(
-                        self.U.new_empty(left.shape),
-                        self.S.new_empty(core.shape),
-                        self.V.new_empty(right.shape),
-                    )
-                )
+            if fits:
+                self.U, self.V = self.U.new_empty(left.shape), self.V.new_empty(right.shape)
+                self._exchange_core(self.S.new_empty(core.shape))
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
 

@@ -7,6 +7,7 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from stiefel.lowrank.initial import drawn_factors, spectral_factors
 from stiefel.lowrank.layer import LowRankLayer, compute_copies, recording
@@ -100,8 +101,10 @@ class LowRankLinear(LowRankLayer):
     def forward(self, x: Tensor) -> Tensor:
         """Map ``(..., m)`` to ``(..., n)``."""
         x, U, S, V = compute_copies(self, x)
+        bias = None if self.bias is None else self.bias.to(x.dtype)
+        if self.is_dense:
+            return functional.linear(x, S, bias)
         rows = x.reshape(-1, x.shape[-1])
-        bias = None if self.bias is None else self.bias.to(rows.dtype)
         tape = recording(self)
         y: Tensor
         if tape is None and self._merges(rows.shape[0]):

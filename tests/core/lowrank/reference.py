@@ -1,4 +1,4 @@
-"""The published three-pass K, L, S loop with its two errors mended: the oracle of the one-tape step.
+"""The published three-pass K, L, S loop, its errors mended: the oracle of the one-tape step.
 
 Plain and slow on purpose: three forward passes by autograd, QR of [K|U], no shared tape.
 """
@@ -22,13 +22,14 @@ def three_pass_step(layers: Sequence[Factors], loss: Loss, rate: float) -> list[
         [f.left @ f.core for f in layers], rate, loss, lambda i, k: k @ layers[i].right.mT
     )
     l_steps = _descend(
-        [f.right @ f.core.mT for f in layers], rate, loss, lambda i, l: layers[i].left @ l.mT
+        [f.right @ f.core.mT for f in layers], rate, loss, lambda i, part: layers[i].left @ part.mT
     )
     lefts = [
         torch.linalg.qr(torch.cat((k, f.left), 1)).Q for k, f in zip(k_steps, layers, strict=True)
     ]
     rights = [
-        torch.linalg.qr(torch.cat((l, f.right), 1)).Q for l, f in zip(l_steps, layers, strict=True)
+        torch.linalg.qr(torch.cat((part, f.right), 1)).Q
+        for part, f in zip(l_steps, layers, strict=True)
     ]
     cores = [
         (left.mT @ f.left) @ f.core @ (right.mT @ f.right).mT

@@ -86,7 +86,7 @@ def test_augmentation_changes_nothing_but_the_bases(problem, algorithm):
 
 
 def stepped(problem, variant, rate):
-    f, G, layer, _ = problem
+    f, _, layer, _ = problem
     got = gradients(layer)
     grown, new_left, new_right = augment(f, got.grad_k, got.grad_l)
     corner = layer.corner(layer.tape, new_left, new_right) if variant == "exact" else None

@@ -1,0 +1,168 @@
+"""Multi-head attention whose projections are low-rank layers."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from stiefel.errors import InvalidInputError
+from stiefel.lowrank.linear import Evaluation, LowRankLinear
+
+
+class LowRankMultiheadAttention(nn.Module):
+    """``nn.MultiheadAttention`` with factored projections; same call, same result.
+
+    The stacked input projection 3E x E is one low-rank matrix, as in the published method; with
+    other key or value widths q, k and v are three. ``add_bias_kv`` and ``add_zero_attn`` are
+    refused by :func:`why_not`.
+    """
+
+    # Read by nn.TransformerEncoderLayer, which then takes its ordinary path.
+    in_proj_bias: None = None
+    in_proj: LowRankLinear
+    q_proj: LowRankLinear
+    k_proj: LowRankLinear
+    v_proj: LowRankLinear
+    out_proj: LowRankLinear
+
+    def __init__(self, dense: nn.MultiheadAttention, projections: dict[str, LowRankLinear]) -> None:
+        super().__init__()
+        reason = why_not(dense)
+        if reason is not None:
+            raise InvalidInputError(
+                f"the attention layer {reason}", code="unsupported_layer", fix="exclude the layer"
+            )
+        self.embed_dim, self.num_heads = dense.embed_dim, dense.num_heads
+        self.dropout, self.batch_first = dense.dropout, dense.batch_first
+        self._qkv_same_embed_dim = dense._qkv_same_embed_dim
+        self.stacked = "in_proj" in projections
+        for name, layer in projections.items():
+            self.add_module(name, layer)
+
+    @classmethod
+    def from_dense(
+        cls,
+        dense: nn.MultiheadAttention,
+        rank: int | None,
+        *,
+        evaluation: Evaluation = "auto",
+        keep_norm: bool = False,
+    ) -> LowRankMultiheadAttention:
+        """Factor every projection at ``rank`` (cut to its size); None leaves them dense for now."""
+        projections = {}
+        for name, linear in dense_projections(dense).items():
+            limit = min(linear.weight.shape)
+            layer = LowRankLinear.from_dense(
+                linear,
+                limit if rank is None else min(rank, limit),
+                evaluation=evaluation,
+                keep_norm=keep_norm,
+            )
+            if rank is None:
+                layer.set_dense(linear.weight.detach().clone())
+            projections[name] = layer
+        return cls(dense, projections)
+
+    def forward(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        key_padding_mask: Tensor | None = None,
+        need_weights: bool = True,
+        attn_mask: Tensor | None = None,
+        average_attn_weights: bool = True,
+        is_causal: bool = False,
+    ) -> tuple[Tensor, Tensor | None]:
+        """Attend; arguments, layouts and results as in ``nn.MultiheadAttention``."""
+        batched = query.ndim == 3
+        if not batched:
+            query, key, value = (x[None] for x in (query, key, value))
+            key_padding_mask = None if key_padding_mask is None else key_padding_mask[None]
+        elif not self.batch_first:
+            query, key, value = (x.transpose(0, 1) for x in (query, key, value))
+        q, k, v = (self._heads(x) for x in self._project(query, key, value))
+        mask = self._mask(attn_mask, key_padding_mask, q)
+        dropout = self.dropout if self.training else 0.0
+        if need_weights:
+            mixed, weights = _attend(q, k, v, mask, dropout)
+            weights = weights.mean(1) if average_attn_weights else weights
+        else:
+            causal = is_causal and mask is None
+            mixed = functional.scaled_dot_product_attention(
+                q, k, v, mask, dropout_p=dropout, is_causal=causal
+            )
+            weights = None
+        output: Tensor = self.out_proj(mixed.transpose(1, 2).flatten(2))
+        if not batched:
+            return output[0], None if weights is None else weights[0]
+        return (output if self.batch_first else output.transpose(0, 1)), weights
+
+    def _project(self, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        if not self.stacked:
+            return self.q_proj(query), self.k_proj(key), self.v_proj(value)
+        if query is key and key is value:
+            q, k, v = self.in_proj(query).chunk(3, dim=-1)
+            return q, k, v
+        parts = [self.in_proj(x).chunk(3, dim=-1)[i] for i, x in enumerate((query, key, value))]
+        return parts[0], parts[1], parts[2]
+
+    def _heads(self, x: Tensor) -> Tensor:
+        return x.reshape(*x.shape[:-1], self.num_heads, -1).transpose(1, 2)
+
+    def _mask(self, mask: Tensor | None, padding: Tensor | None, q: Tensor) -> Tensor | None:
+        total = None
+        if mask is not None:
+            total = _additive(mask, q.dtype)
+            if total.ndim == 3:
+                total = total.reshape(q.shape[0], self.num_heads, *total.shape[1:])
+        if padding is not None:
+            hidden = _additive(padding, q.dtype)[:, None, None, :]
+            total = hidden if total is None else total + hidden
+        return total
+
+
+def why_not(dense: nn.MultiheadAttention) -> str | None:
+    """Why this attention layer cannot be converted, or None."""
+    if dense.bias_k is not None or dense.bias_v is not None:
+        return "appends learned biases to keys and values"
+    return "appends zero keys and values" if dense.add_zero_attn else None
+
+
+def dense_projections(dense: nn.MultiheadAttention) -> dict[str, nn.Linear]:
+    """The projections as linear layers that share the attention layer's Parameters."""
+    if dense._qkv_same_embed_dim:
+        stacked = {"in_proj": _linear(dense.in_proj_weight, dense.in_proj_bias)}
+    else:
+        biases = (None,) * 3 if dense.in_proj_bias is None else dense.in_proj_bias.chunk(3)
+        weights = (dense.q_proj_weight, dense.k_proj_weight, dense.v_proj_weight)
+        stacked = {
+            name: _linear(weight, None if bias is None else nn.Parameter(bias.detach().clone()))
+            for name, weight, bias in zip(
+                ("q_proj", "k_proj", "v_proj"), weights, biases, strict=True
+            )
+        }
+    return {**stacked, "out_proj": _linear(dense.out_proj.weight, dense.out_proj.bias)}
+
+
+def _linear(weight: Tensor, bias: Tensor | None) -> nn.Linear:
+    layer = nn.Linear(1, 1, bias=bias is not None, device="meta")
+    layer.weight = weight if isinstance(weight, nn.Parameter) else nn.Parameter(weight)
+    layer.bias = bias  # type: ignore[assignment]
+    layer.out_features, layer.in_features = weight.shape
+    return layer
+
+
+def _additive(mask: Tensor, dtype: torch.dtype) -> Tensor:
+    if mask.dtype != torch.bool:
+        return mask.to(dtype)
+    return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill_(mask, -torch.inf)
+
+
+def _attend(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dropout: float
+) -> tuple[Tensor, Tensor]:
+    scores = q @ k.mT * q.shape[-1] ** -0.5
+    weights = torch.softmax(scores if mask is None else scores + mask, dim=-1)
+    return functional.dropout(weights, dropout) @ v, weights

@@ -1,0 +1,225 @@
+"""``to_low_rank``: swap layers of any model for low-rank ones; say what was left and why."""
+
+from __future__ import annotations
+
+import fnmatch
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from stiefel.errors import InvalidInputError
+from stiefel.lowrank.attention import LowRankMultiheadAttention, dense_projections, why_not
+from stiefel.lowrank.convolution import LowRankConv2d, kernel_matrix
+from stiefel.lowrank.initial import break_even_rank
+from stiefel.lowrank.linear import Evaluation, LowRankLinear
+from stiefel.lowrank.truncation import RankRule, kept_rank
+
+RankChoice = int | Mapping[str, int] | RankRule | None
+DEFAULT_RANK = 64
+
+
+class Skipped(NamedTuple):
+    """A layer that stays as it is."""
+
+    name: str
+    reason: str
+
+
+class Conversion(NamedTuple):
+    """The converted model and its account."""
+
+    model: nn.Module
+    ranks: dict[str, int]
+    skipped: tuple[Skipped, ...]
+
+
+def to_low_rank(
+    model: nn.Module,
+    rank: RankChoice = None,
+    *,
+    include: Sequence[str] = ("*",),
+    exclude: Sequence[str] = (),
+    keep_last: bool = True,
+    dense: bool = False,
+    keep_norm: bool = False,
+    evaluation: Evaluation = "factored",
+) -> Conversion:
+    """Replace linear, 2-d convolution and attention layers of ``model`` in place.
+
+    Args:
+        model: any module; Hugging Face models, their ``Conv1D`` included.
+        rank: one for all layers, one by layer name, a :class:`RankRule` read off each weight's
+            singular values, or None for min(64, half the break-even).
+        include: shell patterns on layer names; what matches none is left alone.
+        exclude: patterns that override ``include``.
+        keep_last: leave the last convertible layer, the head, as it is.
+        dense: swap the layers but keep the whole weights for a dense warm-up.
+        keep_norm: rescale S to the norm of the weight; for freshly drawn weights.
+        evaluation: see :class:`LowRankLinear`.
+
+    A layer stays, with its reason in the report, when it is frozen, tied to another, parametrized,
+    half precision, of a type that is not known to be its parent's equal, or would not shrink.
+
+    Raises:
+        InvalidInputError: a rank is out of range, or nothing was converted.
+    """
+    found = _candidates(model)
+    last = found[-1][0] if found and keep_last else None
+    shared = Counter(id(p) for _, m in _all_modules(model) for p in m.parameters(recurse=False))
+    ranks: dict[str, int] = {}
+    skipped: list[Skipped] = []
+    for name, module in found:
+        wanted = _rank_for(name, module, rank, dense)
+        reason = (
+            _unwanted(name, include, exclude)
+            or ("the last layer is kept" if name == last else None)
+            or _unfit(module, shared)
+            or (None if dense else _not_smaller(module, wanted))
+        )
+        if reason is not None:
+            skipped.append(Skipped(name, reason))
+            continue
+        layer = _convert(module, wanted, dense, keep_norm, evaluation)
+        replace_module(model, name, layer.train(module.training))
+        ranks[name] = wanted
+    if not ranks:
+        raise InvalidInputError(
+            "no layer was converted: " + "; ".join(f"{s.name}: {s.reason}" for s in skipped[:5]),
+            code="nothing_converted",
+            fix="check include and exclude, or choose a smaller rank",
+        )
+    return Conversion(model, ranks, tuple(skipped))
+
+
+def replace_module(model: nn.Module, name: str, new: nn.Module) -> None:
+    """Put ``new`` where ``model.get_submodule(name)`` is."""
+    parent, _, leaf = name.rpartition(".")
+    if not leaf:
+        raise InvalidInputError(
+            "the model is itself the layer to replace",
+            code="layer_is_model",
+            fix="wrap it: nn.Sequential(layer)",
+        )
+    setattr(model.get_submodule(parent), leaf, new)
+
+
+def is_transposed_linear(module: nn.Module) -> bool:
+    """Whether this is the ``Conv1D`` of Hugging Face models: a linear layer storing W^T."""
+    return type(module).__name__ == "Conv1D" and hasattr(module, "nf")
+
+
+def as_linear(module: nn.Module) -> nn.Linear:
+    """A linear layer of the same function, sharing the bias Parameter of a ``Conv1D``."""
+    if isinstance(module, nn.Linear):
+        return module
+    weight, bias = module.weight, module.bias
+    assert isinstance(weight, Tensor)
+    layer = nn.Linear(1, 1, device="meta")
+    layer.weight = nn.Parameter(weight.detach().T.contiguous())
+    layer.bias = bias  # type: ignore[assignment]
+    layer.out_features, layer.in_features = layer.weight.shape
+    return layer
+
+
+def _all_modules(model: nn.Module) -> list[tuple[str, nn.Module]]:
+    return list(model.named_modules())
+
+
+def _candidates(model: nn.Module) -> list[tuple[str, nn.Module]]:
+    """Layers of the kinds that can be converted; attention counts as one, without its insides."""
+    found: list[tuple[str, nn.Module]] = []
+    inside: set[int] = set()
+    for name, module in _all_modules(model):
+        if isinstance(module, nn.MultiheadAttention):
+            inside |= {id(child) for child in module.modules() if child is not module}
+        if id(module) in inside:
+            continue
+        if isinstance(
+            module, nn.Linear | nn.Conv2d | nn.MultiheadAttention
+        ) or is_transposed_linear(module):
+            found.append((name, module))
+    return found
+
+
+def _unwanted(name: str, include: Sequence[str], exclude: Sequence[str]) -> str | None:
+    for pattern in exclude:
+        if fnmatch.fnmatchcase(name, pattern):
+            return f"excluded by {pattern!r}"
+    if any(fnmatch.fnmatchcase(name, pattern) for pattern in include):
+        return None
+    return "matches no include pattern"
+
+
+def _unfit(module: nn.Module, shared: Counter[int]) -> str | None:
+    known = (nn.Linear, nn.Conv2d, nn.MultiheadAttention)
+    if type(module) not in known and not is_transposed_linear(module):
+        return f"{type(module).__name__} is a subclass with a forward of its own"
+    if parametrize.is_parametrized(module):
+        return "the weight is parametrized"
+    weights = [p for n, p in module.named_parameters() if "weight" in n and p.ndim > 1]
+    if any(not p.requires_grad for p in weights):
+        return "frozen"
+    if any(shared[id(p)] > 1 for p in weights):
+        return "the weight is tied to another layer's"
+    if any(p.dtype not in (torch.float32, torch.float64) for p in weights):
+        return f"the weight is {weights[0].dtype}; train float32 masters under autocast"
+    return why_not(module) if isinstance(module, nn.MultiheadAttention) else None
+
+
+def _matrices(module: nn.Module) -> list[Tensor]:
+    if isinstance(module, nn.MultiheadAttention):
+        return [linear.weight for linear in dense_projections(module).values()]
+    if isinstance(module, nn.Conv2d):
+        return [kernel_matrix(module)]
+    return [as_linear(module).weight]
+
+
+def _rank_for(name: str, module: nn.Module, rank: RankChoice, dense: bool) -> int:
+    matrices = _matrices(module)
+    limit = min(min(matrix.shape[-2:]) for matrix in matrices)
+    if dense:
+        return limit
+    if isinstance(rank, Mapping):
+        return rank.get(name, limit)
+    if isinstance(rank, RankRule):
+        return max(kept_rank(torch.linalg.svdvals(m.detach()), rank) for m in matrices)
+    if rank is None:
+        half = min(break_even_rank(m.shape[-2], m.shape[-1]) for m in matrices) // 2
+        return max(1, min(DEFAULT_RANK, half))
+    return rank
+
+
+def _not_smaller(module: nn.Module, rank: int) -> str | None:
+    for matrix in _matrices(module):
+        limit = break_even_rank(matrix.shape[-2], matrix.shape[-1])
+        if rank > limit:
+            n, m = matrix.shape[-2:]
+            return f"rank {rank} would not shrink {n} x {m}: the break-even is {limit}"
+    return None
+
+
+def _convert(
+    module: nn.Module, rank: int, dense: bool, keep_norm: bool, evaluation: Evaluation
+) -> nn.Module:
+    if isinstance(module, nn.MultiheadAttention):
+        return LowRankMultiheadAttention.from_dense(
+            module, None if dense else rank, evaluation=evaluation, keep_norm=keep_norm
+        )
+    if isinstance(module, nn.Conv2d):
+        conv = LowRankConv2d.from_dense(
+            module, 1 if dense else rank, keep_norm=keep_norm, evaluation=evaluation
+        )
+        if dense:
+            conv.set_dense(kernel_matrix(module).clone())
+        return conv
+    source = as_linear(module)
+    linear = LowRankLinear.from_dense(
+        source, 1 if dense else rank, keep_norm=keep_norm, evaluation=evaluation
+    )
+    if dense:
+        linear.set_dense(source.weight.detach().clone())
+    return linear

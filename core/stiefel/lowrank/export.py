@@ -1,0 +1,181 @@
+"""From training layers to inference layers: two thin factors or one dense weight, by the clock."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from stiefel.lowrank.attention import LowRankMultiheadAttention
+from stiefel.lowrank.convert import replace_module
+from stiefel.lowrank.convolution import LowRankConv2d
+from stiefel.lowrank.factored import FactoredConv2d, FactoredLinear, balanced
+from stiefel.lowrank.layer import LowRankLayer
+
+Form = Literal["auto", "factored", "merged"]
+ROUNDS = 7
+
+
+class Exported(NamedTuple):
+    """What became of one layer; times in milliseconds where they were measured."""
+
+    name: str
+    form: str
+    factored_ms: float | None = None
+    merged_ms: float | None = None
+
+
+def export(
+    model: nn.Module, *, form: Form = "auto", example: tuple[Any, ...] | None = None
+) -> tuple[Exported, ...]:
+    """Replace every low-rank layer in place by an inference layer.
+
+    Args:
+        model: after ``integrator.finish()``.
+        form: ``factored`` writes factor_out and factor_in, as the conversion method does;
+            ``merged`` writes ordinary dense layers; ``auto`` measures both, layer by layer.
+        example: arguments of one call of ``model``. With ``auto`` each layer is timed on the
+            input it receives; without, the form that stores fewer numbers is taken.
+
+    Attention layers keep their class; the projections inside are replaced.
+
+    Cost: for ``auto`` about 20 evaluations of every layer.
+    """
+    layers = [(n, m) for n, m in model.named_modules() if isinstance(m, LowRankLayer)]
+    inputs = _inputs(model, layers, example) if form == "auto" and example is not None else {}
+    report = []
+    for name, layer in layers:
+        choices = {"factored": factored_of(layer), "merged": merged_of(layer)}
+        if layer.is_dense:
+            entry = Exported(name, "merged")
+        elif form != "auto":
+            entry = Exported(name, form)
+        elif name in inputs:
+            thin, whole = _race(choices["factored"], choices["merged"], inputs[name])
+            entry = Exported(name, "factored" if thin <= whole else "merged", thin, whole)
+        else:
+            smaller = layer.parameter_count() < _dense_count(layer)
+            entry = Exported(name, "factored" if smaller else "merged")
+        replace_module(model, name, choices[entry.form].train(layer.training))
+        report.append(entry)
+    return tuple(report)
+
+
+def merge(model: nn.Module) -> nn.Module:
+    """Turn every low-rank layer back into an ordinary dense one, in place."""
+    export(model, form="merged")
+    return model
+
+
+@torch.no_grad()
+def factored_of(layer: LowRankLayer) -> nn.Module:
+    """The two-factor layer of the same function; a dense layer is returned merged."""
+    if layer.is_dense:
+        return merged_of(layer)
+    factor_out, factor_in = balanced(layer.U, layer.S, layer.V)
+    if isinstance(layer, LowRankConv2d):
+        kernel = layer.geometry.kernel_of(factor_in.mT)
+        out = factor_out.reshape(-1, factor_out.shape[-1], 1, 1)
+        return FactoredConv2d(_plain_conv(layer, kernel.shape[1]), out, kernel.clone(), layer.bias)
+    return FactoredLinear(factor_out, factor_in, layer.bias)
+
+
+@torch.no_grad()
+def merged_of(layer: LowRankLayer) -> nn.Module:
+    """The dense layer of the same function."""
+    weight = layer.weight
+    if isinstance(layer, LowRankConv2d):
+        conv = _plain_conv(layer, weight.shape[1])
+        conv.weight, conv.bias = nn.Parameter(weight.clone()), layer.bias
+        if layer.outer_padding is None:
+            return conv
+        mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
+        return nn.Sequential(_Pad(layer.outer_padding, mode), conv)
+    n, m = layer.matrix_shape
+    linear = nn.Linear(m, n, bias=False, device="meta")
+    linear.weight = nn.Parameter(weight.clone())
+    linear.bias = layer.bias  # type: ignore[assignment]
+    return linear
+
+
+class _Pad(nn.Module):
+    """Padding that no convolution kernel does itself."""
+
+    def __init__(self, amounts: tuple[int, ...], mode: str) -> None:
+        super().__init__()
+        self.amounts, self.mode = amounts, mode
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.pad(x, self.amounts, mode=self.mode)
+
+
+def _plain_conv(layer: LowRankConv2d, per_group: int) -> nn.Conv2d:
+    g = layer.geometry
+    n = layer.weight_shape()[0]
+    conv = nn.Conv2d(
+        per_group * g.groups,
+        n,
+        g.kernel,
+        g.stride,
+        g.padding,
+        g.dilation,
+        g.groups,
+        bias=False,
+        device="meta",
+    )
+    # What the layer pads itself stays a separate step; the convolution then pads nothing.
+    conv.outer_padding = layer.outer_padding  # type: ignore[assignment]
+    conv.padding_mode = layer.padding_mode if layer.outer_padding is not None else "zeros"
+    return conv
+
+
+def _dense_count(layer: LowRankLayer) -> int:
+    bias = 0 if layer.bias is None else layer.bias.numel()
+    groups = layer.U.shape[0] if layer.U.ndim > 2 else 1
+    n, m = layer.matrix_shape
+    return groups * n * m + bias
+
+
+@torch.no_grad()
+def _inputs(
+    model: nn.Module, layers: list[tuple[str, LowRankLayer]], example: tuple[Any, ...]
+) -> dict[str, Tensor]:
+    """What each layer receives when the model sees the example."""
+    seen: dict[str, Tensor] = {}
+
+    def watch(name: str) -> Callable[[nn.Module, tuple[Any, ...]], None]:
+        return lambda _, args: seen.__setitem__(name, args[0])
+
+    hooks = [layer.register_forward_pre_hook(watch(name)) for name, layer in layers]
+    training = model.training
+    try:
+        model.eval()(*example)
+    finally:
+        model.train(training)
+        for hook in hooks:
+            hook.remove()
+    return seen
+
+
+@torch.no_grad()
+def _race(first: nn.Module, second: nn.Module, x: Tensor) -> tuple[float, float]:
+    """Median milliseconds of both on ``x``, measured in turn."""
+    times: tuple[list[float], list[float]] = ([], [])
+    for turn in range(ROUNDS + 2):
+        for module, record in zip((first, second), times, strict=True):
+            started = time.perf_counter()
+            module(x)
+            if x.is_cuda:
+                torch.cuda.synchronize(x.device)
+            if turn >= 2:
+                record.append((time.perf_counter() - started) * 1e3)
+    return statistics.median(times[0]), statistics.median(times[1])
+
+
+def attention_layers(model: nn.Module) -> list[str]:
+    """Names of the attention layers that hold low-rank projections."""
+    return [n for n, m in model.named_modules() if isinstance(m, LowRankMultiheadAttention)]

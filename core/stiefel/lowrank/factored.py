@@ -1,0 +1,107 @@
+"""Layers of two thin factors, W = factor_out @ factor_in: what inference and sharing need.
+
+Names and shapes of the factors are those that the conversion method writes into its files.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+
+class FactoredLinear(nn.Module):
+    """Y = X factor_in^T factor_out^T + b.
+
+    Args:
+        factor_out: ``(n, r)``.
+        factor_in: ``(r, m)``.
+        bias: ``(n,)`` or None.
+    """
+
+    bias: nn.Parameter | None
+
+    def __init__(self, factor_out: Tensor, factor_in: Tensor, bias: Tensor | None) -> None:
+        super().__init__()
+        self.factor_out = nn.Parameter(factor_out)
+        self.factor_in = nn.Parameter(factor_in)
+        self.register_parameter("bias", None if bias is None else _parameter(bias))
+
+    @property
+    def in_features(self) -> int:
+        """M."""
+        return self.factor_in.shape[1]
+
+    @property
+    def out_features(self) -> int:
+        """N."""
+        return self.factor_out.shape[0]
+
+    @property
+    def weight(self) -> Tensor:
+        """The dense weight, computed anew; for code that inspects it."""
+        return self.factor_out @ self.factor_in
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map ``(..., m)`` to ``(..., n)``."""
+        return functional.linear(functional.linear(x, self.factor_in), self.factor_out, self.bias)
+
+    def extra_repr(self) -> str:
+        """What ``print(model)`` shows."""
+        return f"{self.in_features} -> {self.factor_in.shape[0]} -> {self.out_features}"
+
+
+class FactoredConv2d(nn.Module):
+    """A convolution with r output channels, then a 1 x 1 convolution.
+
+    Args:
+        like: the original convolution, whose stride, padding, dilation and groups stay.
+        factor_out: ``(C_out, r, 1, 1)``, r per group.
+        factor_in: ``(g r, C_in / g, kh, kw)``.
+        bias: ``(C_out,)`` or None.
+    """
+
+    bias: nn.Parameter | None
+
+    def __init__(
+        self, like: nn.Conv2d, factor_out: Tensor, factor_in: Tensor, bias: Tensor | None
+    ) -> None:
+        super().__init__()
+        self.factor_out = nn.Parameter(factor_out)
+        self.factor_in = nn.Parameter(factor_in)
+        self.register_parameter("bias", None if bias is None else _parameter(bias))
+        self.stride, self.dilation, self.groups = like.stride, like.dilation, like.groups
+        self.padding: Any = like.padding
+        self.outer_padding = getattr(like, "outer_padding", None)
+        self.padding_mode = like.padding_mode
+        if self.outer_padding is None and self.padding_mode != "zeros":
+            self.outer_padding, self.padding = tuple(like._reversed_padding_repeated_twice), 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map ``(B, C_in, H, W)`` to the output of the convolution."""
+        if self.outer_padding is not None:
+            mode = "constant" if self.padding_mode == "zeros" else self.padding_mode
+            x = functional.pad(x, self.outer_padding, mode=mode)
+        a = functional.conv2d(
+            x, self.factor_in, None, self.stride, self.padding, self.dilation, self.groups
+        )
+        return functional.conv2d(a, self.factor_out, self.bias, groups=self.groups)
+
+
+def product_of(factor_out: Tensor, factor_in: Tensor) -> Tensor:
+    """The tensor that two factors stand for: ``(n, r, 1...)`` and ``(r, m, k...)``."""
+    left = factor_out.reshape(factor_out.shape[0], -1)
+    return (left @ factor_in.reshape(left.shape[1], -1)).reshape(len(left), *factor_in.shape[1:])
+
+
+def balanced(left: Tensor, core: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
+    """Split U S V^T into factors of equal norm, (U P) sqrt(sigma) and sqrt(sigma) (V Q)^T."""
+    P, sigma, Qh = torch.linalg.svd(core.detach(), full_matrices=False)
+    root = sigma.sqrt()
+    return (left @ P) * root[..., None, :], root[..., :, None] * (Qh @ right.mT)
+
+
+def _parameter(bias: Tensor) -> nn.Parameter:
+    return bias if isinstance(bias, nn.Parameter) else nn.Parameter(bias)
