@@ -199,7 +199,7 @@ def _converted(
     done = len(shop.ledger.done)
     x = read_finite(reader, item.tensor)
     seed = _tensor_seed(spec.seed, item.tensor.name)
-    result = convert(Task(item, x, seed, lambda: shop.run.checkpoint(done)))
+    result = convert(Task(item, x, seed, lambda: _stop_if_wanted(shop.run, done)))
     if isinstance(result, Skip):
         return _copied(reader, body, item.tensor, result)
     tensors = [
@@ -217,6 +217,11 @@ def _converted(
         "after": dict(result.after),
         "seconds": round(time.perf_counter() - began, 4),
     }
+
+
+def _stop_if_wanted(run: Run, step: int) -> None:
+    if run.stop_requested:
+        run.checkpoint(step)
 
 
 def read_finite(reader: TensorReader, info: TensorInfo) -> Tensor:

@@ -16,6 +16,7 @@ from stiefel.errors import InvalidInputError
 from stiefel.linalg.truncated_svd import thin_svd, widened
 from stiefel.methods.conversion import Converted, NewTensor, Task, convert_checkpoint
 from stiefel.methods.protocol import Method, Outcome, Run
+from stiefel.projection.uwpa import uwpa
 from stiefel.specs.project_unitary import ProjectUnitarySpec
 from stiefel.weights.dtypes import TORCH
 
@@ -41,9 +42,9 @@ def project(spec: ProjectUnitarySpec, task: Task) -> Converted:
     matrix = task.x.reshape(item.rows, item.columns)
     # Wide matrices are transposed once, here, and back once, at the end.
     x = widened(matrix.mH if wide else matrix)
-    nearest = nearest_unitary(spec, x, item.tensor.dtype, item.tensor.name)
+    nearest = closed_form(spec, x, item.tensor.dtype, item.tensor.name)
     gain = float(nearest.sigma.mean()) if spec.scale == "mean" else 1.0
-    factor = nearest.factor
+    factor, effort = _fitted(spec, x, task) if spec.algorithm == "uwpa" else (nearest.factor, {})
     values = gain * factor
     dtype = spec.stored_dtype(item.tensor.dtype)
     stored = (values.mH if wide else values).to(TORCH[dtype]).reshape(item.tensor.shape)
@@ -55,10 +56,10 @@ def project(spec: ProjectUnitarySpec, task: Task) -> Converted:
         "orthogonality_defect": float(torch.linalg.vector_norm(nearest.sigma.square() - 1)),
     }
     new = NewTensor(item.tensor.name, dtype, stored, "projected", claims)
-    return Converted((new,), before, claims, nearest.sigma)
+    return Converted((new,), before, {**claims, **effort}, nearest.sigma)
 
 
-def nearest_unitary(spec: ProjectUnitarySpec, x: Tensor, dtype: str, name: str) -> Nearest:
+def closed_form(spec: ProjectUnitarySpec, x: Tensor, dtype: str, name: str) -> Nearest:
     """Return the polar factor of ``x`` ``(n, p)``, turned to determinant +1 where that is asked.
 
     Raises:
@@ -78,6 +79,17 @@ def nearest_unitary(spec: ProjectUnitarySpec, x: Tensor, dtype: str, name: str) 
         factor = factor - 2 * torch.outer(svd.U[:, -1], svd.Vh[-1])
         signs = -1.0
     return Nearest(factor, svd.sigma, signs)
+
+
+def _fitted(spec: ProjectUnitarySpec, x: Tensor, task: Task) -> tuple[Tensor, dict[str, int]]:
+    """The factor by gradient descent through the exponential, in the precision of the input."""
+    fit = uwpa(
+        x.to(torch.promote_types(task.x.dtype, torch.float32)),
+        limit=spec.iterations,
+        on_iteration=lambda iteration, loss: task.breathe(),
+    )
+    effort = {"iterations": fit.iterations, "exponentials": fit.exponentials}
+    return widened(fit.factor), effort
 
 
 def _check_unique(largest: float, least: float, dtype: str, name: str) -> None:

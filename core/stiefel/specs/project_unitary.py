@@ -11,6 +11,9 @@ from stiefel.specs.dtypes import COMPLEX, HALF, element_bytes
 from stiefel.specs.header import TensorInfo
 from stiefel.specs.treatment import Output, Skip, Treatment
 
+UWPA_SIDE = 4096
+UWPA_COPIES = 40  # temporaries of the exponential of a 2n x 2n matrix, in n x n pieces
+
 
 class ProjectUnitarySpec(ConversionSpec):
     """Replace each selected matrix by the nearest one with orthonormal columns.
@@ -48,6 +51,10 @@ class ProjectUnitarySpec(ConversionSpec):
         default="same", description="float32 stores projected half-precision tensors as float32."
     )
 
+    iterations: int = Field(
+        default=2000, ge=1, le=100_000, description="Most iterations of uwpa for one matrix."
+    )
+
     def stored_dtype(self, dtype: str) -> str:
         """The dtype in which the projection of a ``dtype`` tensor is stored."""
         return "F32" if self.output_dtype == "float32" and dtype in HALF else dtype
@@ -57,10 +64,19 @@ class ProjectUnitarySpec(ConversionSpec):
         dtype = self.stored_dtype(tensor.dtype)
         count, side = rows * columns, min(rows, columns)
         wide = 16 if tensor.dtype in COMPLEX else 8
-        copies = 9 if self.algorithm == "uwpa" else 4
+        uwpa = 0
+        if self.algorithm == "uwpa":
+            longer = max(rows, columns)
+            if longer > UWPA_SIDE:
+                return Skip(
+                    "too_large",
+                    f"{rows} x {columns}: uwpa takes exponentials of the longer side, "
+                    f"at most {UWPA_SIDE:,}; the polar algorithm has no such limit",
+                )
+            uwpa = UWPA_COPIES * longer * longer
         return Treatment(
             outputs=(Output(tensor.name, dtype, tensor.shape, "projected"),),
             output_bytes=count * element_bytes(dtype),
-            peak_bytes=2 * tensor.nbytes + wide * (copies * count + 5 * side * side),
+            peak_bytes=2 * tensor.nbytes + wide * (4 * count + 5 * side * side + uwpa),
             note="orthonormal columns" if rows >= columns else "orthonormal rows",
         )

@@ -7,7 +7,7 @@ import pytest
 import torch
 from converting import Job, as_matrix, polar_of, small_checkpoint, unitary
 
-from stiefel.errors import InvalidInputError
+from stiefel.errors import InvalidInputError, StopRequested
 
 CONVERTED = {name for name in small_checkpoint() if name.endswith(".weight")} - {"tiny.weight"}
 
@@ -105,6 +105,28 @@ def test_the_factor_does_not_depend_on_the_scale(tmp_path: Path, factor: float) 
     x = small_checkpoint()["square.weight"]
     after = unitary(tmp_path, {"w": x * factor}).tensors()["w"]
     assert torch.allclose(after.double(), polar_of(x), atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["square.weight", "wide.weight", "complex.weight"])
+def test_uwpa_comes_close_to_the_optimum_and_says_how_close(tmp_path: Path, name: str) -> None:
+    x = small_checkpoint()[name]
+    if name == "square.weight" and float(torch.linalg.det(x)) < 0:
+        x[0] *= -1  # the exponential of a real skew matrix has determinant +1
+    result = unitary(tmp_path, {"w": x}, algorithm="uwpa", scale="mean")
+    claims = result.claims["w"]
+    optimum = claims["optimum_distance_to_input"]
+    assert claims["orthogonality_defect"] < 1e-5
+    assert optimum - 1e-5 <= claims["distance_to_input"] <= 1.01 * optimum
+    assert claims["distance_to_optimum"] > 0
+    assert result.json("report.json")["tensors"][0]["after"]["iterations"] > 1
+
+
+def test_uwpa_stops_between_two_iterations(tmp_path: Path) -> None:
+    spec = {"method": "project.unitary", "input": "a", "algorithm": "uwpa"}
+    job = Job(tmp_path, spec).stage({"w": small_checkpoint()["square.weight"]})
+    with pytest.raises(StopRequested):
+        job.attempt(should_stop=lambda step: True)
+    assert not (tmp_path / "state" / "model.safetensors.body").stat().st_size
 
 
 def low_rank_matrix() -> torch.Tensor:
