@@ -155,11 +155,11 @@ def _unwanted(name: str, include: Sequence[str], exclude: Sequence[str]) -> str 
 
 
 def _unfit(module: nn.Module, shared: Counter[int]) -> str | None:
+    if parametrize.is_parametrized(module):
+        return "the weight is parametrized"
     known = (nn.Linear, nn.Conv2d, nn.MultiheadAttention)
     if type(module) not in known and not is_transposed_linear(module):
         return f"{type(module).__name__} is a subclass with a forward of its own"
-    if parametrize.is_parametrized(module):
-        return "the weight is parametrized"
     weights = [p for n, p in module.named_parameters() if "weight" in n and p.ndim > 1]
     if any(not p.requires_grad for p in weights):
         return "frozen"
