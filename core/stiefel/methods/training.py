@@ -178,8 +178,9 @@ def _figure(value: object) -> str:
 
 def _curves(folder: Path, trained: Trained) -> list[Delivery]:
     parquet = folder / "metrics.parquet"
+    parquet.unlink(missing_ok=True)
     write_parquet(trained.loop.series, parquet)
-    events = write_tensorboard(trained.loop.series, folder / "tensorboard")
+    events = write_tensorboard(trained.loop.series, folder)
     return [
         Delivery("metrics.parquet", "parquet", (parquet,)),
         Delivery("events.out.tfevents", "tfevents", (events,)),

@@ -43,7 +43,9 @@ class UploadedData(Data):
 class LabelledData(UploadedData):
     """Inputs and labels by column or array name."""
 
-    input: Column | list[Column] = Field(description="One column, or numeric columns side by side")
+    input: Column | Annotated[list[Column], Field(min_length=1, max_length=4096)] = Field(
+        description="One column, or numeric columns side by side"
+    )
     label: Column = "label"
     task: Literal["classification", "regression"] = "classification"
     as_sequence: bool = Field(default=False, description="Feed pixels one at a time, row by row")

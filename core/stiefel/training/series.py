@@ -70,6 +70,8 @@ def write_tensorboard(series: Series, folder: Path) -> Path:
     """Write a TensorBoard event file into ``folder`` and return its path."""
     from torch.utils.tensorboard import SummaryWriter
 
+    for old in folder.glob("events.out.tfevents.*"):  # of an attempt that died here
+        old.unlink()
     writer = SummaryWriter(str(folder))
     for name, step, value, at in series.points():
         writer.add_scalar(name, value, step, walltime=at)
