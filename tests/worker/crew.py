@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
@@ -110,6 +111,20 @@ class Site:
         assert len(data) == file["bytes"]
         return data
 
+    def writable(self) -> bool:
+        """Whether nobody keeps the database from being written."""
+        if not self.db.sqlite:
+            return True
+        try:
+            with sqlite3.connect(str(self.db.url.database), timeout=0.5) as connection:
+                connection.execute("BEGIN IMMEDIATE")
+                connection.rollback()
+        except sqlite3.OperationalError:
+            return False
+        finally:
+            connection.close()
+        return True
+
     def scratch(self) -> list[Path]:
         assert self.settings.scratch_dir is not None
         folder = self.settings.scratch_dir
@@ -151,6 +166,19 @@ class Worker:
     def stop(self, seconds: float = 30) -> int:
         self.process.send_signal(signal.SIGTERM)
         return self.process.wait(seconds)
+
+    def freeze(self) -> None:
+        """Stop the process between two transactions.
+
+        Inside one it would hold the only write lock that SQLite has: no job of the service moves
+        until it wakes, which is nothing a lease could mend.
+        """
+        while True:
+            self.process.send_signal(signal.SIGSTOP)
+            if self.site.writable():
+                return
+            self.process.send_signal(signal.SIGCONT)
+            time.sleep(0.01)
 
     def kill(self) -> None:
         with contextlib.suppress(ProcessLookupError):

@@ -54,7 +54,7 @@ def test_a_worker_frozen_past_its_lease_writes_nothing_when_it_wakes(site: Site)
     site.began(job_id)
     frozen = holder(site, job_id)
     pid = site.events(job_id, "job.process")[0].data["pid"]
-    frozen.process.send_signal(signal.SIGSTOP)
+    frozen.freeze()
     site.began(job_id, times=2)
     frozen.process.send_signal(signal.SIGCONT)
     until(lambda: f"{job_id} attempt 1 fence 1: stale fence" in frozen.log, 10)
