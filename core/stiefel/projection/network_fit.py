@@ -1,0 +1,142 @@
+"""Network-level fit: unitary weights whose network answers like the original one.
+
+Projecting each layer alone minimises errors in the weights. Here all layers together minimise the
+error of the outputs: every selected weight becomes ``s exp(L(theta)) Q`` around its projection Q,
+and the gradient passes through all exponentials at once. UWPA (arXiv 2102.10052) carried from
+one matrix to the whole network.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from stiefel.errors import InvalidInputError
+from stiefel.projection.lie import skew_of_parameters
+from stiefel.projection.nearest import Scale, nearest_unitary
+
+Loss = Callable[[Tensor, Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class NetworkFit:
+    """The fitted network with plain weights, and how well it answers like the original."""
+
+    network: nn.Module
+    initial_loss: float  # of the layer-by-layer projection, on all inputs
+    loss: float  # after the fit, on all inputs
+    history: tuple[float, ...]  # per iteration, on its batch
+    gains: dict[str, float]
+
+
+class _Rotated(nn.Module):
+    """weight = gain * exp(L(theta)) Q, theta = 0 at the start; exp on the right where Q is wide."""
+
+    def __init__(self, base: Tensor, gain: float) -> None:
+        super().__init__()
+        self.wide = base.shape[0] < base.shape[1]
+        # exp acts on the long side: every frame can be reached, its column space included.
+        self.register_buffer("base", base)
+        self.base: Tensor
+        self.log_gain = nn.Parameter(torch.tensor(gain, dtype=base.real.dtype).log())
+
+    def forward(self, theta: Tensor) -> Tensor:
+        rotation: Tensor = torch.matrix_exp(skew_of_parameters(theta))
+        frame = self.base @ rotation if self.wide else rotation @ self.base
+        return self.log_gain.exp() * frame
+
+
+def fit_network(
+    network: nn.Module,
+    inputs: Tensor,
+    *,
+    layers: Sequence[str],
+    iterations: int = 200,
+    batch: int = 256,
+    learning_rate: float = 1e-3,
+    scale: Scale = "mean",
+    loss: Loss = nn.functional.mse_loss,
+    generator: torch.Generator | None = None,
+    on_iteration: Callable[[int, float], None] | None = None,
+) -> NetworkFit:
+    """Return a copy of ``network`` whose named layers have orthonormal weights, fitted in outputs.
+
+    Args:
+        network: evaluated in evaluation mode; it is not changed.
+        inputs: ``(count, ...)``, what the network takes.
+        layers: names of modules with a two-dimensional ``weight``; see ``named_modules``.
+        iterations: Adam steps on the Lie parameters and the gains.
+        batch: inputs per step, drawn by ``generator`` (default: seed 0).
+        learning_rate: of Adam, falling to zero as a cosine.
+        scale: gain of the start; ``none`` keeps every gain at 1.
+        loss: of the outputs against those of the original.
+        generator: draws the batches.
+        on_iteration: called with the iteration and its loss; may raise to stop.
+
+    Raises:
+        InvalidInputError: a name that is no module with a two-dimensional weight.
+
+    Cost: per step one pass forward and backward, and per layer one exponential of its longer side
+    with its backward pass.
+    """
+    generator = generator or torch.Generator().manual_seed(0)
+    student = copy.deepcopy(network).eval()
+    original = copy.deepcopy(network).eval()
+    with torch.no_grad():
+        targets = torch.cat([original(part) for part in torch.split(inputs, 1024)])
+    trained = [p for name in layers for p in _parametrised(student, name, scale)]
+    initial = _whole_loss(student, inputs, targets, loss)
+    optimizer = torch.optim.Adam(trained, lr=learning_rate)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(1, iterations))
+    history = []
+    for iteration in range(iterations):
+        chosen = torch.randperm(len(inputs), generator=generator)[:batch]
+        optimizer.zero_grad()
+        value = loss(student(inputs[chosen]), targets[chosen])
+        value.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        schedule.step()
+        history.append(float(value.detach()))
+        if on_iteration is not None:
+            on_iteration(iteration, history[-1])
+    final = _whole_loss(student, inputs, targets, loss)
+    gains = {name: _plain(student.get_submodule(name)) for name in layers}
+    return NetworkFit(student, initial, final, tuple(history), gains)
+
+
+def _parametrised(network: nn.Module, name: str, scale: Scale) -> list[nn.Parameter]:
+    """Register the parametrisation on one layer and return what is trained of it."""
+    layer = dict(network.named_modules()).get(name)
+    weight = getattr(layer, "weight", None)
+    if layer is None or not isinstance(weight, Tensor) or weight.ndim != 2:
+        raise InvalidInputError(
+            f"{name!r} is no module with a two-dimensional weight",
+            fix="use names from named_modules() of linear layers",
+        )
+    near = nearest_unitary(weight.detach(), scale=scale)
+    side = max(weight.shape)
+    module = _Rotated(near.factor, near.gain)
+    layer.weight = nn.Parameter(weight.new_zeros(side, side))
+    parametrize.register_parametrization(layer, "weight", module, unsafe=True)
+    theta = layer.get_parameter("parametrizations.weight.original")
+    return [theta, module.log_gain] if scale == "mean" else [theta]
+
+
+def _plain(layer: nn.Module) -> float:
+    """Make the current weight an ordinary parameter again and return its gain."""
+    gain = float(layer.get_parameter("parametrizations.weight.0.log_gain").detach().exp())
+    parametrize.remove_parametrizations(layer, "weight", leave_parametrized=True)
+    return gain
+
+
+@torch.no_grad()
+def _whole_loss(network: nn.Module, inputs: Tensor, targets: Tensor, loss: Loss) -> float:
+    total = 0.0
+    for part, target in zip(torch.split(inputs, 1024), torch.split(targets, 1024), strict=True):
+        total += float(loss(network(part), target)) * len(part)
+    return total / max(1, len(inputs))

@@ -1,0 +1,130 @@
+"""Data-aware projection: nearest in the outputs on given inputs, min ||X W^T - s X Q^T||_F.
+
+With C = X^T conj(X) the squared distance is tr((W - s Q) C (W - s Q)^H). Where Q has orthonormal
+columns (square and tall weights) tr(Q C Q^H) = tr C is constant, so the minimiser is the polar
+factor of W C, in closed form. Where Q has orthonormal rows (wide weights) the quadratic part
+stays: the problem has no closed form and may have local minima. There each iteration minimises a
+quadratic that touches the distance from above (C is replaced by its largest eigenvalue), again by
+a polar factor, so that the distance never rises.
+
+Source: Schoenemann, Psychometrika 31, 1966; Nie, Zhang and Li, Science China 60, 2017 (the
+iteration for wide matrices).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from stiefel.errors import InvalidInputError
+from stiefel.linalg import polar_factor
+from stiefel.projection.nearest import Scale
+
+
+@dataclass(frozen=True)
+class Procrustes:
+    """The factor that is nearest in the outputs."""
+
+    factor: Tensor  # (n, m) like the weights
+    gain: float  # s
+    distance: float  # ||X W^T - s X Q^T||_F / ||X W^T||_F
+    plain_distance: float  # the same for the nearest matrix that ignores the inputs
+    exact: bool  # True: the global minimum in closed form; False: iterated, perhaps local
+    iterations: int
+
+
+def procrustes(
+    w: Tensor,
+    inputs: Tensor,
+    *,
+    scale: Scale = "none",
+    tolerance: float = 1e-7,
+    limit: int = 500,
+) -> Procrustes:
+    """Return the Q with orthonormal columns (rows where wide) whose outputs are nearest to W's.
+
+    Args:
+        w: ``(n, m)``, outputs are ``inputs @ w.mT``, as of ``nn.Linear`` without bias.
+        inputs: ``(..., m)``, any number of rows; a few times m of them make the fit meaningful.
+        scale: ``mean`` also fits s by least squares, ``none`` keeps s = 1.
+        tolerance: the iteration for wide weights ends at this relative decrease of the square.
+        limit: most iterations for wide weights.
+
+    Raises:
+        InvalidInputError: shapes that do not fit, or non-finite entries.
+
+    Cost: one m x m Gram matrix of the inputs and one polar factor (one per iteration if wide).
+    """
+    rows = inputs.reshape(-1, inputs.shape[-1]) if inputs.ndim else inputs
+    if w.ndim != 2 or rows.ndim != 2 or rows.shape[-1] != w.shape[1]:
+        raise InvalidInputError(
+            f"inputs {tuple(inputs.shape)} do not fit weights {tuple(w.shape)}",
+            fix="the last axis of the inputs must be the number of columns of the weights",
+        )
+    wide = torch.promote_types(torch.promote_types(w.dtype, rows.dtype), torch.float32)
+    w, rows = w.detach().to(wide), rows.detach().to(wide)
+    if not bool(torch.isfinite(rows).all()):
+        raise InvalidInputError("the inputs hold non-finite entries", code="non_finite_inputs")
+    problem = _Problem(w, rows.mT @ rows.conj() / max(1, len(rows)), scale)
+    plain = _polar(w)
+    if w.shape[0] >= w.shape[1]:
+        factor, iterations = _polar(problem.aligned), 0
+    else:
+        starts = (plain, _polar(problem.aligned))
+        best = min(starts, key=problem.square)
+        factor, iterations = _majorised(problem, best, tolerance, limit)
+    whole = max(problem.norm, torch.finfo(wide).tiny)
+    return Procrustes(
+        factor=factor,
+        gain=problem.gain(factor),
+        distance=(problem.square(factor) / whole) ** 0.5,
+        plain_distance=(problem.square(plain) / whole) ** 0.5,
+        exact=w.shape[0] >= w.shape[1],
+        iterations=iterations,
+    )
+
+
+class _Problem:
+    """The quadratic in Q, with C the second moment of the inputs."""
+
+    def __init__(self, w: Tensor, moment: Tensor, scale: Scale) -> None:
+        self.moment = moment
+        self.aligned = w @ moment
+        self.scale = scale
+        self.norm = _inner(w, self.aligned)
+
+    def gain(self, q: Tensor) -> float:
+        quadratic = _inner(q, q @ self.moment)
+        fitted = self.scale == "mean" and quadratic > 0
+        return _inner(q, self.aligned) / quadratic if fitted else 1.0
+
+    def square(self, q: Tensor) -> float:
+        s = self.gain(q)
+        cross, quadratic = _inner(q, self.aligned), _inner(q, q @ self.moment)
+        return max(0.0, self.norm - 2 * s * cross + s * s * quadratic)
+
+
+def _majorised(problem: _Problem, q: Tensor, tolerance: float, limit: int) -> tuple[Tensor, int]:
+    largest = float(torch.linalg.eigvalsh(problem.moment)[-1])
+    before = problem.square(q)
+    for iteration in range(1, limit + 1):
+        # The minimiser of the touching quadratic: s^2 (largest - C) replaces the curvature.
+        s = problem.gain(q)
+        q = _polar(problem.aligned + s * (largest * q - q @ problem.moment))
+        square = problem.square(q)
+        if before - square <= tolerance * problem.norm:
+            return q, iteration
+        before = square
+    return q, limit
+
+
+def _inner(a: Tensor, b: Tensor) -> float:
+    return float(torch.linalg.vecdot(a.flatten(), b.flatten()).real)
+
+
+def _polar(a: Tensor) -> Tensor:
+    if a.shape[0] < a.shape[1]:
+        return polar_factor(a.mH).factor.mH
+    return polar_factor(a).factor

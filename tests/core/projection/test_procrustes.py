@@ -1,0 +1,82 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from stiefel.errors import InvalidInputError
+from stiefel.linalg import orthogonality_defect
+from stiefel.manifold import random_point
+from stiefel.projection.nearest import nearest_unitary
+from stiefel.projection.procrustes import procrustes
+
+
+def gaussian(n: int, m: int, dtype: torch.dtype = torch.float64, seed: int = 0) -> Tensor:
+    return torch.randn(n, m, dtype=dtype, generator=torch.Generator().manual_seed(seed))
+
+
+def skewed_inputs(m: int, dtype: torch.dtype = torch.float64) -> Tensor:
+    """Inputs with a few strong directions, as activations have them."""
+    return gaussian(200, m, dtype, 5) * torch.logspace(0, -2, m, dtype=torch.float64)
+
+
+def distance(w: Tensor, x: Tensor, q: Tensor, gain: float = 1.0) -> float:
+    return float(torch.linalg.norm(x @ (w - gain * q).mT) / torch.linalg.norm(x @ w.mT))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.complex128])
+@pytest.mark.parametrize("shape", [(6, 6), (9, 5), (5, 9)])
+@pytest.mark.parametrize("scale", ["none", "mean"])
+def test_distance_is_that_of_the_outputs_and_beats_other_frames(
+    shape: tuple[int, int], dtype: torch.dtype, scale: str
+) -> None:
+    w, x = gaussian(*shape, dtype), skewed_inputs(shape[1], dtype)
+    fit = procrustes(w, x, scale=scale)  # type: ignore[arg-type]
+    frame = fit.factor if shape[0] >= shape[1] else fit.factor.mH
+    assert fit.exact == (shape[0] >= shape[1])
+    assert float(orthogonality_defect(frame)) < 1e-12
+    assert fit.distance == pytest.approx(distance(w, x, fit.factor, fit.gain), rel=1e-6)
+    assert fit.distance <= fit.plain_distance + 1e-12
+    for seed in range(100):
+        q = random_point(
+            max(shape), min(shape), generator=torch.Generator().manual_seed(seed), dtype=dtype
+        )
+        q = q if shape[0] >= shape[1] else q.mH
+        assert fit.distance <= distance(w, x, q, fit.gain) + 1e-12
+
+
+@pytest.mark.parametrize("shape", [(6, 6), (9, 5), (5, 9)])
+def test_no_small_rotation_improves_it(shape: tuple[int, int]) -> None:
+    w, x = gaussian(*shape), skewed_inputs(shape[1])
+    fit = procrustes(w, x, tolerance=1e-13, limit=2000)
+    for seed in range(20):
+        skewed = gaussian(shape[1], shape[1], seed=seed)
+        turn = torch.matrix_exp(1e-3 * (skewed - skewed.mT))
+        assert fit.distance <= distance(w, x, fit.factor @ turn) + 1e-7
+
+
+def test_white_inputs_give_the_nearest_matrix() -> None:
+    w, x = gaussian(6, 6), random_point(50, 6, generator=torch.Generator(), dtype=torch.float64)
+    assert torch.allclose(procrustes(w, x).factor, nearest_unitary(w).factor)
+
+
+def test_an_orthonormal_weight_is_its_own_answer() -> None:
+    q = random_point(7, 4, generator=torch.Generator(), dtype=torch.float64)
+    assert torch.allclose(procrustes(q, skewed_inputs(4)).factor, q)
+    wide = procrustes(q.mT, gaussian(100, 7))
+    assert torch.allclose(wide.factor, q.mT)
+    assert wide.distance < 1e-6
+
+
+def test_inputs_of_any_rank_and_half_precision_are_taken() -> None:
+    w, x = gaussian(6, 6).bfloat16(), skewed_inputs(6).reshape(20, 10, 6).bfloat16()
+    fit = procrustes(w, x)
+    assert fit.factor.dtype == torch.float32
+    assert float(orthogonality_defect(fit.factor)) < 1e-5
+
+
+def test_unusable_inputs_are_refused() -> None:
+    with pytest.raises(InvalidInputError, match="do not fit"):
+        procrustes(gaussian(3, 4), gaussian(5, 3))
+    with pytest.raises(InvalidInputError, match="non-finite"):
+        procrustes(gaussian(3, 3), torch.full((5, 3), torch.nan))
