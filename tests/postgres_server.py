@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 import subprocess
 import time
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import psutil
 import psycopg
 from sqlalchemy.engine import make_url
 
@@ -58,7 +59,7 @@ class PostgresServer:
             connection.execute(statement.encode())
 
 
-@contextmanager
+@contextlib.contextmanager
 def postgres_server(folder: Path) -> Iterator[PostgresServer]:
     """Start PostgreSQL in ``folder`` on a socket there, and stop it in the end."""
     if given := os.environ.get("STIEFEL_TEST_POSTGRES_URL"):
@@ -80,7 +81,9 @@ def postgres_server(folder: Path) -> Iterator[PostgresServer]:
         server.prepare()
         yield server
     finally:
-        running.cleanup()
+        # A server that ends between two looks of the wheel is stopped all the same.
+        with contextlib.suppress(psutil.Error, OSError, subprocess.SubprocessError):
+            running.cleanup()
 
 
 def _start(server: Any, tries: int = 4) -> None:
