@@ -7,6 +7,7 @@ import ipaddress
 import json
 import logging
 import os
+import socket
 import sys
 from pathlib import Path
 
@@ -14,6 +15,7 @@ import uvicorn
 
 from stiefel_api.app import create_app
 from stiefel_api.security import DEFAULT_TENANT
+from stiefel_api.waiting import Waiters
 from stiefel_jobs.blobs import Blobs
 from stiefel_jobs.database import Database, migrate
 from stiefel_jobs.settings import Settings
@@ -65,8 +67,9 @@ def serve(settings: Settings) -> int:
     if reason := _unsafe(settings):
         sys.stderr.write(f"stiefel: {reason}\n")
         return 2
-    uvicorn.run(
-        create_app(settings),
+    app = create_app(settings)
+    config = uvicorn.Config(
+        app,
         host=settings.api_host,
         port=settings.api_port,
         access_log=False,
@@ -76,7 +79,20 @@ def serve(settings: Settings) -> int:
         h11_max_incomplete_event_size=64 * 1024,
         log_config=None,
     )
+    _Server(config, app.state.service.waiters).run()
     return 0
+
+
+class _Server(uvicorn.Server):
+    """Ends held answers before it waits for connections to close."""
+
+    def __init__(self, config: uvicorn.Config, waiters: Waiters) -> None:
+        super().__init__(config)
+        self._waiters = waiters
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        self._waiters.release()
+        await super().shutdown(sockets)
 
 
 def _unsafe(settings: Settings) -> str | None:

@@ -152,6 +152,7 @@ def _fault(location: Sequence[str | int], message: str) -> dict[str, str]:
 
 
 _HTTP_FIX = {
+    400: ("malformed_json", "Send one JSON object, not nested too deeply."),
     404: ("route_not_found", "GET /openapi.json lists every route."),
     405: ("method_not_allowed", "Use one of the methods in the Allow header."),
 }
@@ -160,7 +161,11 @@ _HTTP_FIX = {
 def of_http(error: HTTPException, path: str, method: str) -> Problem:
     """Translate what the framework refuses by itself."""
     code, fix = _HTTP_FIX.get(error.status_code, (f"http_{error.status_code}", None))
-    details = {404: f"No route is named {path}.", 405: f"{path} does not take {method}."}
+    details = {
+        400: "The body cannot be read as JSON.",
+        404: f"No route is named {path}.",
+        405: f"{path} does not take {method}.",
+    }
     detail = details.get(error.status_code, str(error.detail))
     return Problem(error.status_code, code, detail, fix=fix, headers=error.headers)
 

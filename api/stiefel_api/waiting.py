@@ -30,19 +30,22 @@ class Waiters:
         self._every_s = every_s
         self._waiting: defaultdict[str, set[_Waiter]] = defaultdict(set)
         self._poller: asyncio.Task[None] | None = None
+        self.closed = False
 
     def __len__(self) -> int:
         return sum(map(len, self._waiting.values()))
 
     async def changed(self, job_id: str, version: int, timeout_s: float) -> bool:
         """Wait until the job's version is not ``version``; False when the time was over first."""
+        if self.closed:
+            return False
         waiter = _Waiter(version)
         self._waiting[job_id].add(waiter)
         if self._poller is None or self._poller.done():
             self._poller = asyncio.create_task(self._poll())
         try:
             await asyncio.wait_for(waiter.event.wait(), timeout_s)
-            return True
+            return not self.closed
         except TimeoutError:
             return False
         finally:
@@ -50,8 +53,16 @@ class Waiters:
             if not self._waiting[job_id]:
                 del self._waiting[job_id]
 
+    def release(self) -> None:
+        """End every wait now and for good, so that a process can stop without cutting answers."""
+        self.closed = True
+        for waiters in self._waiting.values():
+            for waiter in waiters:
+                waiter.event.set()
+
     async def close(self) -> None:
         """Stop asking."""
+        self.release()
         if self._poller is not None:
             self._poller.cancel()
             await asyncio.gather(self._poller, return_exceptions=True)

@@ -17,7 +17,7 @@ import httpx
 
 from s3_server import free_port
 from stiefel_jobs.blobs import Blobs
-from stiefel_jobs.database import Database
+from stiefel_jobs.database import Database, migrate
 from stiefel_jobs.records import Claim, NewArtifact
 from stiefel_jobs.settings import Settings
 from stiefel_jobs.states import State
@@ -70,9 +70,11 @@ class House:
 
 
 @contextlib.contextmanager
-def running(folder: Path, **settings: Any) -> Iterator[House]:
+def running(folder: Path, *, migrated: bool = False, **settings: Any) -> Iterator[House]:
     """Start ``python -m stiefel_api`` with these settings, and stop it in the end."""
     folder.mkdir(parents=True, exist_ok=True)
+    if migrated:
+        migrate(settings["database_url"])
     port = free_port()
     values = {"data_dir": str(folder / "data"), "api_port": port, **settings}
     environment = {k: v for k, v in os.environ.items() if not k.startswith("STIEFEL_")}

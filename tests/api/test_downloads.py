@@ -110,7 +110,8 @@ def test_a_download_broken_at_any_offset_goes_on(client: httpx.Client, path: str
                 received += chunk
                 if len(received) >= stop:
                     break
-    received += client.get(path, headers={"Range": f"bytes={len(received)}-"}).content
+    if len(received) < len(DATA):
+        received += client.get(path, headers={"Range": f"bytes={len(received)}-"}).content
     assert received == DATA
 
 

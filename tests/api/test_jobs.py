@@ -159,14 +159,12 @@ def test_a_repeated_request_gives_the_same_job(client: httpx.Client) -> None:
 
 def test_a_hundred_at_once_make_one_job(client: httpx.Client, house: House) -> None:
     body = order(put(client, checkpoint()))
-    key = client.headers["authorization"]
-
-    def send(_: int) -> httpx.Response:
-        headers = {"Idempotency-Key": "race", "Authorization": key}
-        return httpx.post(f"{house.url}/v1/jobs", json=body, headers=headers, timeout=60)
-
-    with ThreadPoolExecutor(100) as pool:
-        answers = list(pool.map(send, range(100)))
+    limits = httpx.Limits(max_connections=100)
+    key = client.headers["authorization"].removeprefix("Bearer ")
+    with house.client(key, limits=limits) as crowd, ThreadPoolExecutor(100) as pool:
+        headers = {"Idempotency-Key": "race"}
+        sent = [pool.submit(crowd.post, "/v1/jobs", json=body, headers=headers) for _ in range(100)]
+        answers = [future.result() for future in sent]
 
     assert {answer.status_code for answer in answers} == {202}
     assert len({answer.json()["id"] for answer in answers}) == 1

@@ -86,6 +86,8 @@ async def _stream(service: Service, job: Job, after: int) -> AsyncIterator[str]:
         if job.state in TERMINAL and after >= job.last_seq:
             return
         while not await service.waiters.changed(job.id, job.version, KEEP_ALIVE_S):
+            if service.waiters.closed:
+                return  # the client asks again where it was, and another process answers
             yield ": still here\n\n"
         job = await run_in_threadpool(queries.get_job, service.db, tenant=job.tenant, job_id=job.id)
 
