@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from stiefel.linalg.truncated_svd import Svd, singular_values, truncated_svd
+from stiefel.linalg.truncated_svd import singular_values, truncated_svd
 from stiefel.methods.conversion import (
     Convert,
     Converted,
@@ -33,42 +35,73 @@ from stiefel.weights import Ledger
 Ranks = Mapping[str, int]
 
 
+@dataclass(frozen=True)
+class Decomposition:
+    """One matrix taken apart: what the rank rules look at, and how to cut it."""
+
+    sigma: Tensor  # singular values, descending; all of them unless the rank was known before
+    cut: Callable[[int], LowRank]
+
+
+class Decomposer(Protocol):
+    """What "best approximation" means: by the weights alone, or by the data they will see."""
+
+    def spectrum(self, name: str, x: Tensor) -> Tensor:
+        """All singular values that the rank rules shall see for tensor ``name``."""
+
+    def decompose(self, task: Task, x: Tensor, rank: int) -> Decomposition:
+        """Take ``x`` apart; ``rank`` is ``UNKNOWN`` or the rank that will be cut."""
+
+
+@dataclass(frozen=True)
+class ByWeights:
+    """Best in the Frobenius norm of the weights: the truncated SVD."""
+
+    spec: FactorizeLowRankSpec
+
+    def spectrum(self, name: str, x: Tensor) -> Tensor:
+        """The singular values of ``x``."""
+        return singular_values(x)
+
+    def decompose(self, task: Task, x: Tensor, rank: int) -> Decomposition:
+        """The SVD of ``x`` by the spec's engine."""
+        if self.spec.engine == "randomised":
+            generator = torch.Generator().manual_seed(task.seed)
+            svd = truncated_svd(x, rank, generator=generator)
+        else:
+            svd = whole_svd(x, self.spec.engine)
+        return Decomposition(svd.sigma, lambda r: low_rank(x, svd, r, factors=self.spec.factors))
+
+
 def run(spec: FactorizeLowRankSpec, run: Run) -> Outcome:
     """Factorise the checkpoint in ``run.input``; see ``convert_checkpoint`` for the errors."""
 
     def prepare(shop: Workshop) -> Convert:
-        ranks = _spread_budget(spec, shop)
-        return lambda task: factorize_tensor(spec, task, ranks)
+        decomposer = ByWeights(spec)
+        ranks = _spread_budget(spec, shop, decomposer)
+        return lambda task: factorize_tensor(spec, task, decomposer, ranks)
 
     return convert_checkpoint(spec, run, prepare)
 
 
-def factorize_tensor(spec: FactorizeLowRankSpec, task: Task, ranks: Ranks) -> Converted | Skip:
+def factorize_tensor(
+    spec: FactorizeLowRankSpec, task: Task, decomposer: Decomposer, ranks: Ranks
+) -> Converted | Skip:
     """Factorise one tensor, or say why it stays as it is."""
     item = task.item
     x = task.x.reshape(item.rows, item.columns)
     if not bool(x.any()):
         return Skip("zero_matrix", "is zero: no rank describes it better than another")
-    svd, rank = _decompose(spec, task, x, ranks)
-    rank = spec.rounded(spec.bounded(rank, item.rows, item.columns), item.rows, item.columns)
+    rank = ranks.get(item.tensor.name) or spec.known_rank(item.rows, item.columns)
+    if rank != UNKNOWN:
+        rank = spec.final_rank(rank, item.rows, item.columns)
+    parts = decomposer.decompose(task, x, rank)
+    if rank == UNKNOWN:
+        rank = spec.final_rank(_rank(spec, parts.sigma), item.rows, item.columns)
     skip = spec.verdict(rank, item.rows, item.columns)
     if skip is not None:
         return skip
-    result = low_rank(x, svd, min(rank, svd.sigma.numel()), factors=spec.factors)
-    return _converted(spec, task, x, result, svd.sigma)
-
-
-def _decompose(spec: FactorizeLowRankSpec, task: Task, x: Tensor, ranks: Ranks) -> tuple[Svd, int]:
-    item = task.item
-    rank = spec.known_rank(item.rows, item.columns)
-    if spec.engine == "randomised":
-        rank = spec.rounded(rank, item.rows, item.columns)
-        generator = torch.Generator().manual_seed(task.seed)
-        return truncated_svd(x, rank, generator=generator), rank
-    svd = whole_svd(x, spec.engine)
-    if rank == UNKNOWN:
-        rank = ranks.get(item.tensor.name, 0) or _rank(spec, svd.sigma)
-    return svd, rank
+    return _converted(spec, task, x, parts.cut(rank), parts.sigma)
 
 
 def _rank(spec: FactorizeLowRankSpec, sigma: Tensor) -> int:
@@ -105,13 +138,13 @@ def _converted(
     return Converted(tensors, {"parameters": x.numel()}, after, sigma)
 
 
-def _spread_budget(spec: FactorizeLowRankSpec, shop: Workshop) -> Ranks:
+def _spread_budget(spec: FactorizeLowRankSpec, shop: Workshop, decomposer: Decomposer) -> Ranks:
     """Ranks under a global budget: a first pass over all matrices finds their spectra."""
     rule = spec.rule
     if not isinstance(rule, BudgetRule | ShareRule):
         return {}
     shapes = {name: (item.rows, item.columns) for name, item in shop.plan.selected.items()}
-    spectra = _spectra(shop)
+    spectra = _spectra(shop, decomposer)
     if isinstance(rule, BudgetRule):
         budget = rule.value
     else:
@@ -119,7 +152,7 @@ def _spread_budget(spec: FactorizeLowRankSpec, shop: Workshop) -> Ranks:
     return ranks_for_budget(spectra, shapes, budget)
 
 
-def _spectra(shop: Workshop) -> dict[str, list[float]]:
+def _spectra(shop: Workshop, decomposer: Decomposer) -> dict[str, list[float]]:
     """Singular values of every selected matrix; found ones are kept for a resumed run."""
     with Ledger(shop.run.state / "spectra.jsonl", shop.identity) as found:
         total = len(shop.plan.selected)
@@ -127,7 +160,7 @@ def _spectra(shop: Workshop) -> dict[str, list[float]]:
             if name in found.done:
                 continue
             x = read_finite(shop.readers[item.file], item.tensor)
-            sigma = singular_values(x.reshape(item.rows, item.columns))
+            sigma = decomposer.spectrum(name, x.reshape(item.rows, item.columns))
             found.add({"source": name, "file": item.file, "tensors": [], "sigma": sigma.tolist()})
             shop.run.progress(len(found.done), total, unit="spectra")
             shop.run.checkpoint(len(shop.ledger.done))

@@ -11,21 +11,24 @@ from torch import Tensor
 
 def rank_for_energy(sigma: Tensor, energy: float) -> int:
     """The least r with ``sum(sigma[:r]^2) >= energy * sum(sigma^2)``; 0 for a zero spectrum."""
-    return rank_for_tail(sigma, (1 - energy) * float(sigma.square().sum()))
+    return _rank_for_tail(sigma, 1 - energy)
 
 
 def rank_for_tolerance(sigma: Tensor, tolerance: float) -> int:
     """The least r with ``norm(sigma[r:]) <= tolerance * norm(sigma)``; 0 for a zero spectrum."""
-    return rank_for_tail(sigma, tolerance**2 * float(sigma.square().sum()))
+    return _rank_for_tail(sigma, tolerance**2)
 
 
-def rank_for_tail(sigma: Tensor, allowed: float) -> int:
-    """The least r whose tail ``sum(sigma[r:]^2)`` is at most ``allowed``."""
-    # Summed from the small end, where the digits that decide are.
-    tails = sigma.square().flip(0).cumsum(0).flip(0)
+def _rank_for_tail(sigma: Tensor, share: float) -> int:
+    """The least r whose tail ``sum(sigma[r:]^2)`` is at most ``share`` of the whole sum."""
+    if not sigma.numel() or float(sigma[0]) == 0:
+        return 0
+    # Scaled against underflow; summed from the small end, where the digits that decide are.
+    tails = (sigma / sigma[0]).square().flip(0).cumsum(0).flip(0)
+    whole = float(tails[0])
+    allowed = share * whole
     if allowed > 0:  # a tail that equals the bound but for rounding is within it
-        eps = torch.finfo(sigma.dtype).eps
-        allowed += 4 * eps * (float(tails[0]) if tails.numel() else 0.0) + 1e-12 * allowed
+        allowed += 4 * torch.finfo(sigma.dtype).eps * whole + 1e-12 * allowed
     return int((tails > allowed).sum())
 
 
@@ -80,8 +83,3 @@ def _gain(values: Sequence[float], rank: int, energy: float, shape: tuple[int, i
     if rank >= len(values):
         return 0.0
     return values[rank] ** 2 / energy / sum(shape)
-
-
-def spectrum_tail(sigma: Tensor, rank: int) -> float:
-    """``norm(sigma[rank:])``: the error of the best approximation of this rank."""
-    return float(torch.linalg.vector_norm(sigma[rank:]))

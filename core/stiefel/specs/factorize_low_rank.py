@@ -83,7 +83,12 @@ class FactorizeLowRankSpec(ConversionSpec):
     def rounded(self, rank: int, rows: int, columns: int) -> int:
         """``rank`` rounded up to ``multiple_of`` where that stays below the break-even."""
         up = -(-rank // self.multiple_of) * self.multiple_of
-        return up if self.is_smaller(up, rows, columns) else rank
+        fits = up <= min(rows, columns) and self.is_smaller(up, rows, columns)
+        return up if fits else rank
+
+    def final_rank(self, rank: int, rows: int, columns: int) -> int:
+        """``rank`` within its bounds, then rounded up."""
+        return self.rounded(self.bounded(rank, rows, columns), rows, columns)
 
     @staticmethod
     def is_smaller(rank: int, rows: int, columns: int) -> bool:
@@ -111,7 +116,7 @@ class FactorizeLowRankSpec(ConversionSpec):
             return Skip("empty", "has no elements")
         rank = self.known_rank(rows, columns)
         if rank != UNKNOWN:
-            rank = self.rounded(rank, rows, columns)
+            rank = self.final_rank(rank, rows, columns)
             skip = self.verdict(rank, rows, columns)
             if skip is not None:
                 return skip

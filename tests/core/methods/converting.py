@@ -74,6 +74,14 @@ class Job:
         return Result(output, outcome)
 
 
+@dataclass(frozen=True)
+class Sample:
+    """A small job of one method, for the conformance suite."""
+
+    spec: dict[str, Any]
+    stage: Callable[[Job], Job]
+
+
 @dataclass
 class Result:
     """The delivered files of one finished job."""
