@@ -90,7 +90,7 @@ def test_layers_that_cannot_be_converted_say_why():
     assert "zero keys" in said["extra"]
     with pytest.raises(InvalidInputError, match="no layer was converted"):
         to_low_rank(nn.Sequential(nn.Linear(4, 4)), 1)
-    with pytest.raises(InvalidInputError, match="wrap it"):
+    with pytest.raises(InvalidInputError, match="itself the layer"):
         to_low_rank(nn.Linear(30, 30), 1, keep_last=False)
 
 

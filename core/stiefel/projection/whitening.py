@@ -1,0 +1,177 @@
+"""Low-rank factors that are best for the data a layer sees, not for its weights alone.
+
+With C = sum x x^T over the inputs and C = R R^T, the error of a layer's output is
+``||X (W - W')^T||_F = ||(W - W') R||_F``. So the truncated SVD of W R, with R undone by a
+triangular solve, is the best W' of its rank, and its error is the tail of the singular values.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from stiefel.errors import InvalidInputError
+from stiefel.linalg.truncated_svd import widened
+from stiefel.projection.low_rank import Factors
+
+ROWS = 8192  # rows widened to float64 at a time
+REPAIR = 1e-6  # of the mean diagonal, on top of the most negative eigenvalue
+
+
+class SecondMoment:
+    """C = sum x x^T and sum x over streamed rows, in float64.
+
+    Args:
+        width: m, the length of a row.
+        device: where the m x m matrix lives.
+    """
+
+    def __init__(self, width: int, *, device: torch.device | str | None = None) -> None:
+        self.matrix = torch.zeros(width, width, dtype=torch.float64, device=device)
+        self.total = torch.zeros(width, dtype=torch.float64, device=device)
+        self.count = 0
+
+    def add(self, x: Tensor) -> None:
+        """Add rows ``(..., m)`` of any floating dtype.
+
+        Raises:
+            InvalidInputError: another width, or non-finite entries, which would spoil the sum.
+        """
+        if x.shape[-1] != len(self.total):
+            raise InvalidInputError(
+                f"rows of width {x.shape[-1]} do not belong to a moment of width {len(self.total)}",
+                code="calibration_width",
+            )
+        if not bool(torch.isfinite(x).all()):
+            raise InvalidInputError(
+                "the calibration data lead to NaN or infinity",
+                code="non_finite_calibration",
+                fix="leave the batch out, or run the model in float32",
+            )
+        for rows in torch.split(x.detach().reshape(-1, x.shape[-1]), ROWS):
+            wide = rows.to(self.matrix)
+            self.matrix.addmm_(wide.T, wide)
+            self.total += wide.sum(0)
+            self.count += len(wide)
+
+    @property
+    def mean(self) -> Tensor:
+        """E[x], ``(m,)``."""
+        return self.total / max(1, self.count)
+
+    def centred(self) -> Tensor:
+        """C about the mean: sum (x - E[x]) (x - E[x])^T."""
+        return self.matrix - torch.outer(self.total, self.total) / max(1, self.count)
+
+
+class Root(NamedTuple):
+    """C + shift I = lower lower^T."""
+
+    lower: Tensor  # (m, m) float64
+    shift: float  # 0 unless C was not positive definite
+
+
+class Whitened(NamedTuple):
+    """Factors of one layer and what they cost its output on the calibration data."""
+
+    factor_out: Tensor  # (n, r)
+    factor_in: Tensor  # (r, m)
+    bias_change: Tensor | None  # (n,) to add to the bias; None without correction
+    rank: int
+    predicted_error: float  # ||X (W - W')^T||_F, exact while ``shift`` is 0
+    shift: float
+
+
+def moment_root(moment: Tensor) -> Root:
+    """Return the Cholesky factor of a second moment, repaired where it is singular.
+
+    A moment of fewer rows than its width, or with dead inputs, is only semidefinite. Then
+    ``|lambda_min| + 1e-6 * mean diagonal`` is added to the diagonal, once.
+
+    Raises:
+        InvalidInputError: the moment is zero.
+
+    Cost: m^3 / 3 flops, and one eigenvalue computation for a repair.
+    """
+    mean = float(moment.diagonal().mean())
+    if not mean > 0:
+        raise InvalidInputError(
+            "the calibration inputs of this layer are all zero",
+            code="empty_calibration",
+            fix="give batches that reach the layer",
+        )
+    lower, info = torch.linalg.cholesky_ex(moment)
+    # A pivot near rounding would blow the solve up as surely as a negative one.
+    smallest = float(lower.diagonal().amin()) if not int(info) else 0.0
+    if smallest**2 > 1e-13 * mean:
+        return Root(lower, 0.0)
+    shift = abs(float(torch.linalg.eigvalsh(moment)[0])) + REPAIR * mean
+    eye = torch.eye(len(moment), dtype=moment.dtype, device=moment.device)
+    return Root(torch.linalg.cholesky(moment + shift * eye), shift)
+
+
+def whitened_values(weight: Tensor, root: Root) -> Tensor:
+    """Singular values of W R ``(min(n, m),)``: the error each direction would cost."""
+    values: Tensor = torch.linalg.svdvals(widened(weight) @ root.lower)
+    return values
+
+
+def factorize_whitened(
+    weight: Tensor,
+    moment: SecondMoment,
+    rank: int | Callable[[Tensor], int],
+    *,
+    factors: Factors = "balanced",
+    correct_bias: bool = False,
+    root: Root | None = None,
+) -> Whitened:
+    """Return the factors of rank r that change the layer's output least on its data.
+
+    Args:
+        weight: W ``(n, m)``, any floating dtype; the factors come back in it.
+        moment: of the layer's inputs.
+        rank: 1 to min(n, m), or chosen from the whitened singular values.
+        factors: ``balanced`` splits the singular values over both, ``us_v`` leaves them left.
+        correct_bias: use the moment about the mean and return (W - W') E[x] for the bias;
+            better whenever inputs are not centred.
+        root: of the same moment, when it is known already.
+
+    Raises:
+        InvalidInputError: rank out of range, widths that differ, or an empty moment.
+
+    Cost: a Cholesky factorisation of m x m and one SVD of n x m, in float64.
+
+    Source: Wang et al., SVD-LLM, ICLR 2025, arXiv 2403.07378.
+    """
+    if weight.ndim != 2 or weight.shape[1] != len(moment.total):
+        raise InvalidInputError(
+            f"a {tuple(weight.shape)} weight does not take inputs of width {len(moment.total)}",
+            code="calibration_width",
+        )
+    root = root or moment_root(moment.centred() if correct_bias else moment.matrix)
+    wide = widened(weight)
+    U, sigma, Vh = torch.linalg.svd(wide @ root.lower, full_matrices=False)
+    keep = rank if isinstance(rank, int) else rank(sigma)
+    if not 1 <= keep <= len(sigma):
+        raise InvalidInputError(
+            f"rank {keep} is not between 1 and {len(sigma)}", code="rank_out_of_range"
+        )
+    # V^T R^-1 by a solve with R^T, never by an inverse.
+    unwhitened = torch.linalg.solve_triangular(root.lower.mT, Vh[:keep].mT, upper=True).mT
+    if factors == "balanced":
+        scale = sigma[:keep].sqrt()
+        out, into = U[:, :keep] * scale, scale[:, None] * unwhitened
+    else:
+        out, into = U[:, :keep] * sigma[:keep], unwhitened
+    change = (wide - out @ into) @ moment.mean if correct_bias else None
+    return Whitened(
+        out.to(weight.dtype).contiguous(),
+        into.to(weight.dtype).contiguous(),
+        None if change is None else change.to(weight.dtype),
+        keep,
+        float(torch.linalg.vector_norm(sigma[keep:])),
+        root.shift,
+    )
