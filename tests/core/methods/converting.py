@@ -18,6 +18,7 @@ from stiefel.methods.protocol import Outcome
 from stiefel.specs import parse_spec
 
 Checkpoint = dict[str, Tensor]
+TIMED = {"report.json", "README.md", "metrics.parquet", "events.out.tfevents"}
 
 
 def small_checkpoint(seed: int = 0) -> Checkpoint:
@@ -105,11 +106,9 @@ class Result:
         return {row["name"]: row["code"] for row in self.json("report.json")["skipped"]}
 
     def bits(self) -> dict[str, bytes]:
-        """Every delivered byte but the report's, which tells the time."""
+        """Every delivered byte but those that tell the time."""
         return {
-            path.name: path.read_bytes()
-            for path in self.folder.iterdir()
-            if path.name != "report.json"
+            path.name: path.read_bytes() for path in self.folder.iterdir() if path.name not in TIMED
         }
 
 
