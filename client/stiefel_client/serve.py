@@ -111,7 +111,7 @@ class Supervisor:
         }
         self._api = Child("api", [sys.executable, "-m", "stiefel_api"], env)
         self._worker = Child("worker", [sys.executable, "-m", "stiefel_worker"], env)
-        _require_free(host, self.port)
+        require_free(host, self.port)
 
     def run(self, ready: Callable[[], None]) -> int:
         """Start, supervise, stop; ``ready`` is called once when the API answers.
@@ -185,7 +185,12 @@ def _free_port(host: str) -> int:
         return int(probe.getsockname()[1])
 
 
-def _require_free(host: str, port: int) -> None:
+def require_free(host: str, port: int) -> None:
+    """Make sure that ``port`` can be listened on.
+
+    Raises:
+        ConfigurationError: it is taken, or may not be used.
+    """
     with socket.socket(_family(host)) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
