@@ -7,6 +7,7 @@ figures are measured in float64 on the values as they are stored.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -19,6 +20,8 @@ from stiefel.methods.protocol import Method, Outcome, Run
 from stiefel.projection.uwpa import uwpa
 from stiefel.specs.project_unitary import ProjectUnitarySpec
 from stiefel.weights.dtypes import TORCH
+
+DEFECT_BLOCK = 256  # columns; smaller saves little, larger saves less of the symmetric half
 
 
 @dataclass(frozen=True)
@@ -45,7 +48,7 @@ def project(spec: ProjectUnitarySpec, task: Task) -> Converted:
     nearest = closed_form(spec, x, item.tensor.dtype, item.tensor.name)
     gain = float(nearest.sigma.mean()) if spec.scale == "mean" else 1.0
     factor, effort = _fitted(spec, x, task) if spec.algorithm == "uwpa" else (nearest.factor, {})
-    values = gain * factor
+    values = factor if gain == 1.0 else gain * factor
     dtype = spec.stored_dtype(item.tensor.dtype)
     stored = (values.mH if wide else values).to(TORCH[dtype]).reshape(item.tensor.shape)
     kept = widened(stored.reshape(item.rows, item.columns))
@@ -114,18 +117,30 @@ def _check_unique(largest: float, least: float, dtype: str, name: str) -> None:
 
 def _claims(x: Tensor, kept: Tensor, nearest: Nearest, gain: float) -> dict[str, float]:
     """Figures of the stored values ``kept`` against the input ``x`` and the optimum."""
-    gram = kept.mH @ kept / gain**2
-    gram.diagonal().sub_(1)
     sigma = nearest.sigma.clone()
     sigma[-1] *= nearest.signs
     claims = {
-        "orthogonality_defect": float(torch.linalg.vector_norm(gram)),
+        "orthogonality_defect": defect(kept, gain),
         "distance_to_input": float(torch.linalg.vector_norm(kept - x)),
         "distance_to_optimum": float(torch.linalg.vector_norm(kept - gain * nearest.factor)),
         # ||X - s Q||^2 = sum (sigma_i - s)^2: what no matrix of this kind can undercut.
         "optimum_distance_to_input": float(torch.linalg.vector_norm(sigma - gain)),
     }
     return claims if gain == 1.0 else {**claims, "gain": gain}
+
+
+def defect(x: Tensor, gain: float = 1.0) -> float:
+    """``||X^H X / gain^2 - I||_F`` of ``x`` ``(n, p)``, the upper triangle of blocks alone."""
+    total = 0.0
+    for begin in range(0, x.shape[1], DEFECT_BLOCK):
+        end = begin + DEFECT_BLOCK
+        left = x[:, begin:end].mH / gain**2
+        square = left @ x[:, begin:end]
+        square.diagonal().sub_(1)
+        total += float(torch.linalg.vector_norm(square)) ** 2
+        if end < x.shape[1]:
+            total += 2 * float(torch.linalg.vector_norm(left @ x[:, end:])) ** 2
+    return math.sqrt(total)
 
 
 METHOD = Method("project.unitary", ProjectUnitarySpec, run)

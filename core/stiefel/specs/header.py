@@ -188,20 +188,20 @@ def _is_unicode(text: str) -> bool:
     return not any("\ud800" <= character <= "\udfff" for character in text)
 
 
+def _check_name(name: str) -> None:
+    # isprintable() also refuses lone surrogates, so encoding cannot fail.
+    if name and name.isprintable() and len(name.encode()) <= MAX_NAME:
+        return
+    _refuse(
+        "tensor_name",
+        f"the tensor name {name[:100]!r} is empty, longer than {MAX_NAME} bytes, "
+        "or not printable text",
+        "Rename the tensor.",
+    )
+
+
 def _tensor(name: str, entry: Any, start: int) -> TensorInfo:
-    if not 0 < len(name) <= MAX_NAME or not name.isprintable():
-        _refuse(
-            "tensor_name",
-            f"the tensor name {name[:100]!r} is empty, longer than {MAX_NAME} "
-            "bytes, or not printable text",
-            "Rename the tensor.",
-        )
-    if len(name.encode()) > MAX_NAME:
-        _refuse(
-            "tensor_name",
-            f"the tensor name {name[:100]!r} is longer than {MAX_NAME} bytes",
-            "Rename the tensor.",
-        )
+    _check_name(name)
     if not isinstance(entry, dict) or entry.keys() != {"dtype", "shape", "data_offsets"}:
         _refuse(
             "tensor_entry",
