@@ -2,8 +2,9 @@
 
 Matrices are ``(m, n, p)`` row-major, float32 or float64; skinny factors are ``(m, k, n)`` or
 ``(m, k, p)``, one row per vector. A complex matrix is swept as a real one of twice the width
-(``kernels_cpu`` prepares the vectors). Columns go in tiles whose vectors stay in the first
-cache; rows go four at a time, so that a vector loaded once serves four rows.
+(``kernels_cpu`` prepares the vectors). Columns go in tiles: the vectors of a tile are packed
+into one small buffer that stays in the first cache, at constant distances, by which the
+compiler can tell that a store to one does not touch another, and use vector instructions.
 
 Importing this module imports numba; threads start with the first call.
 """
@@ -19,15 +20,18 @@ import numpy as np
 F = TypeVar("F", bound=Callable[..., Any])
 Array = Any
 prange: Any = numba.prange
+_njit: Any = numba.njit
 
 # Reassociation lets sums run in vector lanes. NaN and infinity keep their meaning.
 _MATH = {"reassoc", "contract", "nsz", "arcp"}
-_TILE_BYTES = 12288
+_TILE = 512
+# Per group of four vectors: four rows to read, four rows to sum into.
+_GROUP = 8 * _TILE
 
 
 def compiled(function: F) -> F:
     """Compile for one thread; inlined into the parallel entries."""
-    result: F = numba.njit(nogil=True, fastmath=_MATH, boundscheck=False)(function)
+    result: F = _njit(nogil=True, fastmath=_MATH, boundscheck=False)(function)
     return result
 
 
@@ -44,116 +48,131 @@ def parallel(function: F) -> F:
 def _kept(function: F, *, parallel: bool) -> F:
     options = {"nogil": True, "fastmath": _MATH, "boundscheck": False, "parallel": parallel}
     try:
-        result: F = numba.njit(cache=True, **options)(function)
+        result: F = _njit(cache=True, **options)(function)
     except RuntimeError:  # no folder to cache in: a read-only installation without a home
-        result = numba.njit(**options)(function)
+        result = _njit(**options)(function)
     return result
 
 
 @compiled
-def _tile(vectors: int, itemsize: int) -> int:
-    return max(64, min(1024, _TILE_BYTES // (vectors * itemsize) // 16 * 16))
+def _products_4(u0: Array, u1: Array, u2: Array, u3: Array, a: Array, w: Array, s: Array) -> None:
+    """Four rows against four vectors: dots into s, weighted sums of the rows into w."""
+    a00, a01, a02, a03, a10, a11, a12, a13 = a[0], a[1], a[2], a[3], a[4], a[5], a[6], a[7]
+    a20, a21, a22, a23, a30, a31, a32, a33 = a[8], a[9], a[10], a[11], a[12], a[13], a[14], a[15]
+    s00, s01, s02, s03, s10, s11, s12, s13 = s[0], s[1], s[2], s[3], s[4], s[5], s[6], s[7]
+    s20, s21, s22, s23, s30, s31, s32, s33 = s[8], s[9], s[10], s[11], s[12], s[13], s[14], s[15]
+    for c in range(u0.shape[0]):
+        x0, x1, x2, x3 = u0[c], u1[c], u2[c], u3[c]
+        b0, b1, b2, b3 = w[c], w[_TILE + c], w[2 * _TILE + c], w[3 * _TILE + c]
+        s00 += x0 * b0
+        s01 += x1 * b0
+        s02 += x2 * b0
+        s03 += x3 * b0
+        s10 += x0 * b1
+        s11 += x1 * b1
+        s12 += x2 * b1
+        s13 += x3 * b1
+        s20 += x0 * b2
+        s21 += x1 * b2
+        s22 += x2 * b2
+        s23 += x3 * b2
+        s30 += x0 * b3
+        s31 += x1 * b3
+        s32 += x2 * b3
+        s33 += x3 * b3
+        w[4 * _TILE + c] += x0 * a00 + x1 * a01 + x2 * a02 + x3 * a03
+        w[5 * _TILE + c] += x0 * a10 + x1 * a11 + x2 * a12 + x3 * a13
+        w[6 * _TILE + c] += x0 * a20 + x1 * a21 + x2 * a22 + x3 * a23
+        w[7 * _TILE + c] += x0 * a30 + x1 * a31 + x2 * a32 + x3 * a33
+    s[0], s[1], s[2], s[3], s[4], s[5], s[6], s[7] = s00, s01, s02, s03, s10, s11, s12, s13
+    s[8], s[9], s[10], s[11], s[12], s[13], s[14], s[15] = s20, s21, s22, s23, s30, s31, s32, s33
 
 
 @compiled
-def _products_4(U: Array, left: Array, right: Array, dots: Array, acc: Array, i: int, j: int, lo: int, hi: int) -> None:  # noqa: E501
-    """Rows i..i+3 against vectors j..j+3 over columns lo..hi."""
-    a00, a01, a02, a03 = left[j, i], left[j, i + 1], left[j, i + 2], left[j, i + 3]
-    a10, a11, a12, a13 = left[j + 1, i], left[j + 1, i + 1], left[j + 1, i + 2], left[j + 1, i + 3]
-    a20, a21, a22, a23 = left[j + 2, i], left[j + 2, i + 1], left[j + 2, i + 2], left[j + 2, i + 3]
-    a30, a31, a32, a33 = left[j + 3, i], left[j + 3, i + 1], left[j + 3, i + 2], left[j + 3, i + 3]
-    zero = a00 - a00
-    s00 = s01 = s02 = s03 = s10 = s11 = s12 = s13 = zero
-    s20 = s21 = s22 = s23 = s30 = s31 = s32 = s33 = zero
-    for c in range(lo, hi):
-        u0, u1, u2, u3 = U[i, c], U[i + 1, c], U[i + 2, c], U[i + 3, c]
-        b0, b1, b2, b3 = right[j, c], right[j + 1, c], right[j + 2, c], right[j + 3, c]
-        s00 += u0 * b0
-        s01 += u1 * b0
-        s02 += u2 * b0
-        s03 += u3 * b0
-        s10 += u0 * b1
-        s11 += u1 * b1
-        s12 += u2 * b1
-        s13 += u3 * b1
-        s20 += u0 * b2
-        s21 += u1 * b2
-        s22 += u2 * b2
-        s23 += u3 * b2
-        s30 += u0 * b3
-        s31 += u1 * b3
-        s32 += u2 * b3
-        s33 += u3 * b3
-        acc[j, c] += u0 * a00 + u1 * a01 + u2 * a02 + u3 * a03
-        acc[j + 1, c] += u0 * a10 + u1 * a11 + u2 * a12 + u3 * a13
-        acc[j + 2, c] += u0 * a20 + u1 * a21 + u2 * a22 + u3 * a23
-        acc[j + 3, c] += u0 * a30 + u1 * a31 + u2 * a32 + u3 * a33
-    dots[j, i] += s00
-    dots[j, i + 1] += s01
-    dots[j, i + 2] += s02
-    dots[j, i + 3] += s03
-    dots[j + 1, i] += s10
-    dots[j + 1, i + 1] += s11
-    dots[j + 1, i + 2] += s12
-    dots[j + 1, i + 3] += s13
-    dots[j + 2, i] += s20
-    dots[j + 2, i + 1] += s21
-    dots[j + 2, i + 2] += s22
-    dots[j + 2, i + 3] += s23
-    dots[j + 3, i] += s30
-    dots[j + 3, i + 1] += s31
-    dots[j + 3, i + 2] += s32
-    dots[j + 3, i + 3] += s33
+def _products_1(u0: Array, u1: Array, u2: Array, u3: Array, a: Array, w: Array, s: Array) -> None:
+    """Four rows against one vector."""
+    a0, a1, a2, a3 = a[0], a[1], a[2], a[3]
+    s0, s1, s2, s3 = s[0], s[1], s[2], s[3]
+    for c in range(u0.shape[0]):
+        x0, x1, x2, x3 = u0[c], u1[c], u2[c], u3[c]
+        b = w[c]
+        s0 += x0 * b
+        s1 += x1 * b
+        s2 += x2 * b
+        s3 += x3 * b
+        w[4 * _TILE + c] += x0 * a0 + x1 * a1 + x2 * a2 + x3 * a3
+    s[0], s[1], s[2], s[3] = s0, s1, s2, s3
 
 
 @compiled
-def _products_1(U: Array, left: Array, right: Array, dots: Array, acc: Array, i: int, j: int, lo: int, hi: int) -> None:  # noqa: E501
-    """Rows i..i+3 against one vector."""
-    a0, a1, a2, a3 = left[j, i], left[j, i + 1], left[j, i + 2], left[j, i + 3]
-    s0 = s1 = s2 = s3 = a0 - a0
-    for c in range(lo, hi):
-        u0, u1, u2, u3 = U[i, c], U[i + 1, c], U[i + 2, c], U[i + 3, c]
-        b = right[j, c]
-        s0 += u0 * b
-        s1 += u1 * b
-        s2 += u2 * b
-        s3 += u3 * b
-        acc[j, c] += u0 * a0 + u1 * a1 + u2 * a2 + u3 * a3
-    dots[j, i] += s0
-    dots[j, i + 1] += s1
-    dots[j, i + 2] += s2
-    dots[j, i + 3] += s3
+def _pack(vectors: Array, acc: Array, lo: int, hi: int, pack: Array) -> None:
+    """Lay the columns lo..hi of the vectors, and of their sums, into the buffer by groups."""
+    for j in range(vectors.shape[0]):
+        at = j // 4 * _GROUP + j % 4 * _TILE
+        for c in range(hi - lo):
+            pack[at + c] = vectors[j, lo + c]
+            pack[at + 4 * _TILE + c] = acc[j, lo + c]
 
 
 @compiled
-def _products_row(U: Array, left: Array, right: Array, dots: Array, acc: Array, i: int, j: int, lo: int, hi: int) -> None:  # noqa: E501
-    a = left[j, i]
-    s = a - a
-    for c in range(lo, hi):
-        u = U[i, c]
-        s += u * right[j, c]
-        acc[j, c] += u * a
-    dots[j, i] += s
+def _unpack(acc: Array, lo: int, hi: int, pack: Array) -> None:
+    for j in range(acc.shape[0]):
+        at = j // 4 * _GROUP + (4 + j % 4) * _TILE
+        for c in range(hi - lo):
+            acc[j, lo + c] = pack[at + c]
 
 
 @compiled
-def _products_rows(U: Array, left: Array, right: Array, dots: Array, acc: Array, first: int, last: int) -> None:  # noqa: E501
+def _block_rows(
+    U: Array,
+    left: Array,
+    dots: Array,
+    pack: Array,
+    small: Array,
+    i: int,
+    last: int,
+    lo: int,
+    hi: int,
+) -> None:
+    """Rows i..i+3 (the last of them repeated with weight zero at the end) against all vectors."""
+    k = left.shape[0]
+    rows = min(4, last - i)
+    i1, i2, i3 = min(i + 1, last - 1), min(i + 2, last - 1), min(i + 3, last - 1)
+    u0, u1, u2, u3 = U[i, lo:hi], U[i1, lo:hi], U[i2, lo:hi], U[i3, lo:hi]
+    a, s = small[:16], small[16:]
+    for first in range(0, k, 4):
+        size = min(4, k - first)
+        for j in range(32):
+            small[j] = 0
+        for j in range(size):
+            for r in range(rows):
+                a[4 * j + r] = left[first + j, i + r]
+        group = first // 4 * _GROUP
+        w = pack[group : group + _GROUP]
+        if size == 1:
+            _products_1(u0, u1, u2, u3, a, w, s)
+        else:
+            _products_4(u0, u1, u2, u3, a, w, s)
+        for j in range(size):
+            for r in range(rows):
+                dots[first + j, i + r] += s[4 * j + r]
+
+
+@compiled
+def _products_rows(
+    U: Array, left: Array, right: Array, dots: Array, acc: Array, first: int, last: int
+) -> None:
     k, p = right.shape
-    tile = _tile(2 * k, U.itemsize)
-    fours = first + (last - first) // 4 * 4
+    pack = np.zeros((k + 3) // 4 * _GROUP, U.dtype)
+    small = np.zeros(32, U.dtype)
     dots[:, first:last] = 0
     acc[:, :] = 0
-    for lo in range(0, p, tile):
-        hi = min(p, lo + tile)
-        for i in range(first, fours, 4):
-            whole = k // 4 * 4
-            for j in range(0, whole, 4):
-                _products_4(U, left, right, dots, acc, i, j, lo, hi)
-            for j in range(whole, k):
-                _products_1(U, left, right, dots, acc, i, j, lo, hi)
-        for i in range(fours, last):
-            for j in range(k):
-                _products_row(U, left, right, dots, acc, i, j, lo, hi)
+    for lo in range(0, p, _TILE):
+        hi = min(p, lo + _TILE)
+        _pack(right, acc, lo, hi, pack)
+        for i in range(first, last, 4):
+            _block_rows(U, left, dots, pack, small, i, last, lo, hi)
+        _unpack(acc, lo, hi, pack)
 
 
 @parallel
@@ -172,68 +191,80 @@ def products(U: Array, left: Array, right: Array, dots: Array, acc: Array) -> No
 
 
 @compiled
-def _update_4(U: Array, W: Array, V: Array, i: int, j: int, lo: int, hi: int) -> None:
-    """Add four products to rows i..i+3."""
-    w00, w01, w02, w03 = W[j, i], W[j, i + 1], W[j, i + 2], W[j, i + 3]
-    w10, w11, w12, w13 = W[j + 1, i], W[j + 1, i + 1], W[j + 1, i + 2], W[j + 1, i + 3]
-    w20, w21, w22, w23 = W[j + 2, i], W[j + 2, i + 1], W[j + 2, i + 2], W[j + 2, i + 3]
-    w30, w31, w32, w33 = W[j + 3, i], W[j + 3, i + 1], W[j + 3, i + 2], W[j + 3, i + 3]
-    for c in range(lo, hi):
-        v0, v1, v2, v3 = V[j, c], V[j + 1, c], V[j + 2, c], V[j + 3, c]
-        U[i, c] += w00 * v0 + w10 * v1 + w20 * v2 + w30 * v3
-        U[i + 1, c] += w01 * v0 + w11 * v1 + w21 * v2 + w31 * v3
-        U[i + 2, c] += w02 * v0 + w12 * v1 + w22 * v2 + w32 * v3
-        U[i + 3, c] += w03 * v0 + w13 * v1 + w23 * v2 + w33 * v3
+def _update_4(u0: Array, u1: Array, v: Array, x: Array) -> None:
+    """Two rows plus four weighted vectors."""
+    x0, x1, x2, x3, y0, y1, y2, y3 = x[0], x[1], x[2], x[3], x[4], x[5], x[6], x[7]
+    for c in range(u0.shape[0]):
+        v0, v1, v2, v3 = v[c], v[_TILE + c], v[2 * _TILE + c], v[3 * _TILE + c]
+        u0[c] += x0 * v0 + x1 * v1 + x2 * v2 + x3 * v3
+        u1[c] += y0 * v0 + y1 * v1 + y2 * v2 + y3 * v3
 
 
 @compiled
-def _update_2(U: Array, W: Array, V: Array, i: int, j: int, lo: int, hi: int) -> None:
-    w00, w01, w02, w03 = W[j, i], W[j, i + 1], W[j, i + 2], W[j, i + 3]
-    w10, w11, w12, w13 = W[j + 1, i], W[j + 1, i + 1], W[j + 1, i + 2], W[j + 1, i + 3]
-    for c in range(lo, hi):
-        v0, v1 = V[j, c], V[j + 1, c]
-        U[i, c] += w00 * v0 + w10 * v1
-        U[i + 1, c] += w01 * v0 + w11 * v1
-        U[i + 2, c] += w02 * v0 + w12 * v1
-        U[i + 3, c] += w03 * v0 + w13 * v1
+def _update_2(u0: Array, u1: Array, v: Array, x: Array) -> None:
+    x0, x1, y0, y1 = x[0], x[1], x[4], x[5]
+    for c in range(u0.shape[0]):
+        v0, v1 = v[c], v[_TILE + c]
+        u0[c] += x0 * v0 + x1 * v1
+        u1[c] += y0 * v0 + y1 * v1
 
 
 @compiled
-def _gather(U: Array, columns: Array, acc: Array, i: int, rows: int, lo: int, hi: int) -> None:
-    """Add ``rows`` rows from i, weighted by their entries in each followed column, to acc."""
-    for r in range(acc.shape[0]):
-        if rows == 4:
-            s0, s1 = columns[r, i], columns[r, i + 1]
-            s2, s3 = columns[r, i + 2], columns[r, i + 3]
-            for c in range(lo, hi):
-                acc[r, c] += U[i, c] * s0 + U[i + 1, c] * s1 + U[i + 2, c] * s2 + U[i + 3, c] * s3
+def _gather(u0: Array, u1: Array, sums: Array, s0: float, s1: float) -> None:
+    for c in range(u0.shape[0]):
+        sums[c] += u0[c] * s0 + u1[c] * s1
+
+
+@compiled
+def _update_pair(U: Array, W: Array, pack: Array, x: Array, i: int, lo: int, hi: int) -> None:
+    """Rows i, i+1 plus all weighted vectors."""
+    q = W.shape[0]
+    u0, u1 = U[i, lo:hi], U[i + 1, lo:hi]
+    for first in range(0, q, 4):
+        size = min(4, q - first)
+        for j in range(size):
+            x[j], x[4 + j] = W[first + j, i], W[first + j, i + 1]
+        group = first // 4 * _GROUP
+        if size == 2:
+            _update_2(u0, u1, pack[group : group + _GROUP], x)
         else:
-            s0 = columns[r, i]
-            for c in range(lo, hi):
-                acc[r, c] += U[i, c] * s0
+            _update_4(u0, u1, pack[group : group + _GROUP], x)
 
 
 @compiled
-def _update_rows(U: Array, W: Array, V: Array, columns: Array, acc: Array, first: int, last: int) -> None:  # noqa: E501
+def _update_last(U: Array, W: Array, V: Array, i: int, lo: int, hi: int) -> None:
+    u = U[i, lo:hi]
+    for j in range(V.shape[0]):
+        w, v = W[j, i], V[j, lo:hi]
+        for c in range(u.shape[0]):
+            u[c] += w * v[c]
+
+
+@compiled
+def _update_rows(
+    U: Array, W: Array, V: Array, columns: Array, acc: Array, first: int, last: int
+) -> None:
     q, p = V.shape
-    tile = _tile(q + 2 * acc.shape[0] + 4, U.itemsize)
-    fours = first + (last - first) // 4 * 4
+    pack = np.zeros((q + 3) // 4 * _GROUP, U.dtype)
+    none = np.zeros((q, p), U.dtype)
+    small = np.zeros(8, U.dtype)
     acc[:, :] = 0
-    for lo in range(0, p, tile):
-        hi = min(p, lo + tile)
-        for i in range(first, fours, 4):
-            whole = q // 4 * 4
-            for j in range(0, whole, 4):
-                _update_4(U, W, V, i, j, lo, hi)
-            for j in range(whole, q, 2):
-                _update_2(U, W, V, i, j, lo, hi)
-            _gather(U, columns, acc, i, 4, lo, hi)
-        for i in range(fours, last):
-            for j in range(q):
-                w = W[j, i]
-                for c in range(lo, hi):
-                    U[i, c] += w * V[j, c]
-            _gather(U, columns, acc, i, 1, lo, hi)
+    pairs = first + (last - first) // 2 * 2
+    for lo in range(0, p, _TILE):
+        hi = min(p, lo + _TILE)
+        _pack(V, none, lo, hi, pack)
+        for i in range(first, pairs, 2):
+            _update_pair(U, W, pack, small, i, lo, hi)
+            for r in range(acc.shape[0]):
+                _gather(
+                    U[i, lo:hi], U[i + 1, lo:hi], acc[r, lo:hi], columns[r, i], columns[r, i + 1]
+                )
+        if pairs < last:
+            _update_last(U, W, V, pairs, lo, hi)
+            for r in range(acc.shape[0]):
+                zero = columns[r, pairs] * 0
+                u = U[pairs, lo:hi]
+                _gather(u, u, acc[r, lo:hi], columns[r, pairs], zero)
 
 
 @parallel

@@ -46,7 +46,10 @@ def step_(
 
     Args:
         W: ``(..., n, p)``, contiguous.
-        a, b, variant, products: as in ``rank_k_update``.
+        a: as in ``rank_k_update``, like b, variant and products.
+        b: see a.
+        variant: see a.
+        products: see a.
         columns: adjacent columns of W whose orthogonality is restored by one Newton-Schulz step.
 
     Returns:
@@ -80,11 +83,17 @@ def _blocks(m: int, size: int) -> int:
     """Set the number of threads and return into how many row blocks one matrix is cut."""
     import numba
 
-    threads = max(1, min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS))
+    threads = max(1, _limit(torch.get_num_threads()))
     if m * size < 16384:
         threads = 1
     numba.set_num_threads(threads)
     return 1 if m >= 4 * threads else threads
+
+
+def _limit(threads: int) -> int:
+    from numba import config
+
+    return min(threads, int(vars(config)["NUMBA_NUM_THREADS"]))
 
 
 def _rows(x: Tensor) -> Array:

@@ -78,18 +78,19 @@ def square_root(A: Tensor) -> Tensor:
     eye = _identity(A)
     M, Y = A, A
     for _ in range(_ROOT_ITERATIONS if A.device.type == "cpu" else _DEVICE_ROOT_ITERATIONS):
+        last = A.device.type == "cpu" and _settled(M - eye)
         inverse = _inverse(M)
         Y = Y @ (eye + inverse) / 2
         M = (eye + (M + inverse) / 2) / 2
-        if A.device.type == "cpu" and _settled(M - eye):
+        if last:
             break
     return Y
 
 
 def _settled(residual: Tensor) -> bool:
-    # The next iterate would err by the square of this: below rounding.
+    # The next iterate errs by the square of this: below rounding.
     tolerance = torch.finfo(residual.dtype).eps ** 0.5
-    return bool(torch.linalg.matrix_norm(residual).amax() < tolerance * 0.1)
+    return bool(torch.linalg.matrix_norm(residual).amax() < tolerance)
 
 
 def _count(doublings: Tensor) -> int:

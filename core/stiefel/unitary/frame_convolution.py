@@ -1,0 +1,80 @@
+"""The convolution of "Deep unitary convolutional neural networks": a frame for a kernel.
+
+Source: Chang, Wang, arXiv 2102.11855. The kernel, flattened to ``out x (in kh kw)``, has
+orthonormal rows or columns. That is no isometry of images (only a 1 x 1 kernel with stride 1 is):
+for that, see ``FourierConv2d``.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from stiefel.unitary.initialisation import haar_
+
+
+class FrameConv2d(nn.Module):
+    """2-d convolution whose flattened kernel is a frame, a parameter of ``ProjUNN``.
+
+    Args:
+        in_channels, out_channels, kernel_size, stride, padding, dilation, bias: as in
+            ``torch.nn.Conv2d``, without groups.
+        normalise: divide the output by its norm over channels at each pixel where the
+            kernel contracts (fewer outputs than inputs), as the authors do in place of a
+            normalisation layer.
+
+    ``frame`` is ``(max, min)`` of ``out`` and ``in kh kw``: the flattened kernel or its transpose.
+    The exponential of the authors' Lie parameters, recomputed in every forward pass there, is
+    not needed: the optimizer moves the frame itself. ``gain`` scales the output.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int | tuple[int, int],
+        *,
+        stride: int | tuple[int, int] = 1,
+        padding: int | tuple[int, int] | str = 0,
+        dilation: int | tuple[int, int] = 1,
+        bias: bool = True,
+        normalise: bool = True,
+        generator: torch.Generator | None = None,
+    ) -> None:
+        super().__init__()
+        if isinstance(kernel_size, int):
+            kernel_size = (kernel_size, kernel_size)
+        self.in_channels, self.out_channels, self.kernel_size = (
+            in_channels,
+            out_channels,
+            kernel_size,
+        )
+        self.stride, self.padding, self.dilation = stride, padding, dilation
+        inside = in_channels * kernel_size[0] * kernel_size[1]
+        self.contracts = out_channels < inside
+        frame = torch.empty(max(inside, out_channels), min(inside, out_channels))
+        self.frame = nn.Parameter(haar_(frame, generator=generator))
+        self.bias = nn.Parameter(torch.zeros(out_channels)) if bias else None
+        self.normalise = normalise and self.contracts
+        self.register_buffer("gain", torch.ones(()))
+
+    @property
+    def weight(self) -> Tensor:
+        """The kernel, (out, in, kh, kw), a view of ``frame``."""
+        flat = self.frame.mT if self.contracts else self.frame
+        return flat.reshape(self.out_channels, self.in_channels, *self.kernel_size)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map ``(batch, in, H, W)`` as ``torch.nn.Conv2d`` does."""
+        y = functional.conv2d(
+            x,
+            self.weight,
+            stride=self.stride,
+            padding=self.padding,
+            dilation=self.dilation,
+        )
+        y = y * self.get_buffer("gain")
+        if self.bias is not None:
+            y = y + self.bias[:, None, None]
+        return functional.normalize(y, dim=1) if self.normalise else y

@@ -1,0 +1,74 @@
+"""What ``ProjUNN`` accepts, checked when a group is added."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from stiefel.errors import InvalidInputError
+
+_DTYPES = (torch.float32, torch.float64, torch.complex64, torch.complex128)
+_CHOICES = {
+    "variant": ("tangent", "direct", "cayley"),
+    "approximation": ("range", "lsi", "columns"),
+    "scaling": ("none", "rmsprop", "adam"),
+    "nonfinite": ("raise", "skip"),
+}
+
+
+def check_group(group: dict[str, Any]) -> None:
+    """Raise ``InvalidInputError`` for an option that no matrix could be stepped with."""
+    if group["weight_decay"] != 0:
+        raise InvalidInputError(
+            f"weight_decay={group['weight_decay']} on a manifold parameter",
+            code="weight_decay_on_manifold",
+            fix="set it to 0: the norm of an orthogonal matrix is fixed, decay only adds error; "
+            "give decay to the optimizer of the other parameters",
+        )
+    for name, choices in _CHOICES.items():
+        if group[name] not in choices:
+            raise InvalidInputError(f"{name}={group[name]!r} is none of {', '.join(choices)}")
+    for name in ("momentum", "beta2"):
+        if not 0 <= group[name] < 1:
+            raise InvalidInputError(f"{name}={group[name]} must be in [0, 1)")
+    for name in ("lr", "eps", "drift_columns"):
+        if not group[name] >= 0:
+            raise InvalidInputError(f"{name}={group[name]} must be at least 0")
+
+
+def check_parameter(parameter: Tensor, group: dict[str, Any]) -> None:
+    """Raise ``InvalidInputError`` unless the parameter can be a frame of the group's rank.
+
+    Orthonormality itself is not checked: it would cost a product and a wait per parameter.
+    """
+    shape = tuple(parameter.shape)
+    if parameter.dtype not in _DTYPES:
+        raise InvalidInputError(
+            f"a parameter {shape} of {parameter.dtype}: half precision cannot stay orthogonal",
+            code="half_precision",
+            fix="keep it in float32 and let autocast run its products in half precision",
+        )
+    if parameter.ndim < 2 or parameter.shape[-2] < parameter.shape[-1] or not parameter.numel():
+        raise InvalidInputError(
+            f"a parameter {shape} is no stack of (n, p) matrices with n >= p >= 1",
+            code="wide_matrix",
+            fix="store a wide weight as its transpose, as OrthogonalLinear does",
+        )
+    if not 1 <= group["rank"] <= parameter.shape[-1]:
+        raise InvalidInputError(
+            f"rank {group['rank']} for a parameter {shape}: at most {shape[-1]}",
+            code="rank_too_large",
+            fix=f"choose a rank from 1 to {shape[-1]}",
+        )
+
+
+def refuse_sparse(parameter: Tensor) -> None:
+    """Raise ``InvalidInputError`` for a sparse gradient."""
+    if parameter.grad is not None and parameter.grad.layout != torch.strided:
+        raise InvalidInputError(
+            f"a sparse gradient for a parameter {tuple(parameter.shape)}",
+            code="sparse_gradient",
+            fix="use a dense gradient: every row of an orthogonal matrix moves in a step",
+        )
