@@ -9,14 +9,24 @@ from fastapi import FastAPI
 
 from stiefel_api import openapi, problems
 from stiefel_api.caretaking import Caretaker
-from stiefel_api.routes import artifacts, events, health, jobs, keys, methods, uploads
+from stiefel_api.routes import (
+    actions,
+    artifacts,
+    events,
+    files,
+    health,
+    jobs,
+    keys,
+    methods,
+    uploads,
+)
 from stiefel_api.service import Service
 from stiefel_api.shell import Shell
 from stiefel_api.version import VERSION
 from stiefel_jobs.settings import Settings
 
 IDLE_S = 60.0
-ROUTERS = (uploads, artifacts, jobs, events, methods, keys, health)
+ROUTERS = (uploads, artifacts, jobs, actions, events, files, methods, keys, health)
 
 
 def create_app(settings: Settings | None = None) -> FastAPI:

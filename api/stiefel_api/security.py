@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -64,14 +64,14 @@ def the_caller(
 CallerDep = Annotated[Caller, Depends(the_caller)]
 
 
-def require(scope: str) -> Callable[[Caller], Caller]:
+def require(scope: str) -> Callable[[Caller], Awaitable[Caller]]:
     """Return a dependency that demands a scope; ``admin`` includes every other.
 
     Raises:
         Problem: 403.
     """
 
-    def check(caller: CallerDep) -> Caller:
+    async def check(caller: CallerDep) -> Caller:
         if scope in caller.scopes or "admin" in caller.scopes:
             return caller
         raise Problem(

@@ -47,8 +47,11 @@ class Service:
         )
 
 
-def the_service(request: Request) -> Service:
-    """Return the service of the application that serves the request."""
+async def the_service(request: Request) -> Service:
+    """Return the service of the application that serves the request.
+
+    Async, like every dependency that waits for nothing: a plain function costs a thread's turn.
+    """
     return cast(Service, request.app.state.service)
 
 

@@ -189,12 +189,10 @@ class Blobs:
         self.put_object(self.key(tenant, blob.sha256), Hashing(chunks, expected=blob.sha256))
 
     def _reusable(self, tenant: str, blob: Blob) -> bool:
-        try:
-            meta = obstore.head(self.store, self.key(tenant, blob.sha256))
-        except FileNotFoundError:
+        found = self.look(self.key(tenant, blob.sha256))
+        if found is None or found.size != blob.size:
             return False
-        young = datetime.now(UTC) - meta["last_modified"] < REUSE_FOR
-        return young and meta["size"] == blob.size
+        return datetime.now(UTC) - found.changed < REUSE_FOR
 
     # Reading
 
@@ -253,21 +251,15 @@ class Blobs:
 
     def exists(self, tenant: str, sha256: str) -> bool:
         """Whether the store holds the blob."""
-        return self.size(self.key(tenant, sha256)) is not None
+        return self.look(self.key(tenant, sha256)) is not None
 
-    def size(self, key: str) -> int | None:
-        """Return the size of an object in bytes, None where there is none."""
+    def look(self, key: str) -> Stored | None:
+        """Return what is known of an object, None where there is none."""
         try:
-            return obstore.head(self.store, key)["size"]
+            meta = obstore.head(self.store, key)
         except FileNotFoundError:
             return None
-
-    def changed(self, key: str) -> datetime | None:
-        """Return when an object was written, None where there is none."""
-        try:
-            return obstore.head(self.store, key)["last_modified"]
-        except FileNotFoundError:
-            return None
+        return Stored(meta["path"], meta["size"], meta["last_modified"])
 
     def list(self, prefix: str) -> Iterator[Stored]:
         """Yield every object under a folder, in the order of their keys."""

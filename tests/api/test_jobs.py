@@ -157,6 +157,17 @@ def test_a_repeated_request_gives_the_same_job(client: httpx.Client) -> None:
     assert fresh.json()["id"] != first.json()["id"]
 
 
+def test_a_repeated_request_is_answered_although_its_input_is_gone(client: httpx.Client) -> None:
+    artifact = put(client, checkpoint())
+    headers = {"Idempotency-Key": "late"}
+    first = client.post("/v1/jobs", json=order(artifact), headers=headers).json()
+    client.post(f"/v1/jobs/{first['id']}/cancel")
+    client.delete(f"/v1/artifacts/{artifact}")
+    again = client.post("/v1/jobs", json=order(artifact), headers=headers)
+    assert (again.status_code, again.json()["id"]) == (202, first["id"])
+    assert again.json()["status"] == "cancelled"
+
+
 def test_a_hundred_at_once_make_one_job(client: httpx.Client, house: House) -> None:
     body = order(put(client, checkpoint()))
     limits = httpx.Limits(max_connections=100)

@@ -31,9 +31,10 @@ def command(*arguments: str, **settings: Any) -> subprocess.CompletedProcess[str
     )
 
 
-def resident_bytes(pid: int) -> int:
+def resident_bytes(pid: int, entry: str = "VmRSS") -> int:
+    """Return what a process holds in memory, now or (``VmHWM``) at its peak."""
     status = Path(f"/proc/{pid}/status").read_text()
-    line = next(line for line in status.splitlines() if line.startswith("VmRSS"))
+    line = next(line for line in status.splitlines() if line.startswith(entry))
     return int(line.split()[1]) * 1024
 
 
@@ -46,6 +47,21 @@ def test_a_started_service_has_no_torch_and_stays_small(tmp_path: Path) -> None:
         assert "torch" not in maps
         assert "numba" not in maps
         assert resident_bytes(house.pid) < 200e6
+
+
+def test_a_file_passes_through_without_staying_in_memory(tmp_path: Path) -> None:
+    size = 256 * 2**20
+    block = os.urandom(2**20)
+    with running(tmp_path) as house, house.client() as client:
+        client.put("/v1/uploads/small.bin", content=block)
+        client.get("/v1/jobs")
+        before = resident_bytes(house.pid, "VmHWM")
+        blocks = (block for _ in range(size // len(block)))
+        artifact = client.put("/v1/uploads/big.bin", content=blocks).json()
+        assert artifact["bytes"] == size
+        with client.stream("GET", artifact["links"]["content"]) as answer:
+            assert sum(map(len, answer.iter_raw())) == size
+        assert resident_bytes(house.pid, "VmHWM") - before < 100e6
 
 
 def test_building_the_application_imports_neither_torch_nor_celery(tmp_path: Path) -> None:

@@ -40,7 +40,7 @@ def readyz(response: Response, service: ServiceDep) -> ReadinessView:
     """Ask database, store and broker."""
     checks = {
         "database": _check(lambda: _ask_database(service)),
-        "store": _check(lambda: service.blobs.size("ready")),
+        "store": _check(lambda: service.blobs.look("ready")),
         "broker": _check(lambda: _ask_broker(service)),
     }
     ready = checks["database"] == checks["store"] == "ok"

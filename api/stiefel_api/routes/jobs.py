@@ -2,35 +2,29 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import re
-from typing import Annotated, Any
+from typing import Annotated
 
 from fastapi import APIRouter, Header, Path, Query, Request, Response
 from starlette.concurrency import run_in_threadpool
 
-from stiefel_api import contents
-from stiefel_api.checks import Checked, check
+from stiefel_api.accepting import accept
+from stiefel_api.checks import check
 from stiefel_api.cursors import AfterId, Limit
 from stiefel_api.following import job_response, settle, wait_for_change
 from stiefel_api.problems import Problem
-from stiefel_api.routes.artifacts import CONTENT, Direct
-from stiefel_api.security import ArtifactReader, Caller, JobReader, JobWriter
-from stiefel_api.service import Service, ServiceDep
+from stiefel_api.security import JobReader, JobWriter
+from stiefel_api.service import ServiceDep
 from stiefel_api.views.base import JOB_EXAMPLE, Page, problems
 from stiefel_api.views.history import PlanView
 from stiefel_api.views.jobs import JobPatch, JobView, NewJob
-from stiefel_jobs.records import Job, Submission, Submitted
 from stiefel_jobs.states import PRIORITIES, State
-from stiefel_jobs.store import actions, artifacts, queries
+from stiefel_jobs.store import queries
 from stiefel_jobs.store.amend import amend
-from stiefel_jobs.store.submit import submit
 
 router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
 
 JobId = Annotated[str, Path(description="Id of the job.", examples=[JOB_EXAMPLE])]
-_TRACEPARENT = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
 _WAIT = re.compile(r"(?:^|[,;\s])wait=(\d{1,3})(?:$|[,;\s])")
 _LIVE = {"description": "The job; `Retry-After` says when to look again while it is live."}
 
@@ -87,58 +81,24 @@ async def create(
 
     The answer comes after the commit: what is accepted will be done.
     """
-    checked = await run_in_threadpool(check, service, caller.tenant, body.spec, device=body.device)
     if dry_run:
+        checked = await run_in_threadpool(
+            check, service, caller.tenant, body.spec, device=body.device
+        )
         return Response(checked.view().model_dump_json(), media_type="application/json")
-    submission = _submission(service, body, checked, request.headers.get("traceparent"))
-    submitted = await run_in_threadpool(_submit, service, caller, submission, idempotency_key, body)
+    trace = request.headers.get("traceparent")
+    submitted = await run_in_threadpool(
+        accept, service, caller.tenant, body, key=idempotency_key, traceparent=trace
+    )
     job = submitted.job
-    wait = _WAIT.search(prefer or "")
-    if wait is not None:
-        job = await settle(service, job, seconds=int(wait[1]))
     headers = {"Location": f"/v1/jobs/{job.id}"}
     if submitted.replayed:
         headers["Idempotency-Replayed"] = "true"
+    wait = _WAIT.search(prefer or "")
     if wait is not None:
         headers["Preference-Applied"] = f"wait={wait[1]}"
+        job = await settle(service, job, seconds=int(wait[1]))
     return await run_in_threadpool(job_response, service, job, status=202, headers=headers)
-
-
-def _submission(
-    service: Service, body: NewJob, checked: Checked, traceparent: str | None
-) -> Submission:
-    ttl = body.output_ttl.total_seconds() if body.output_ttl else service.settings.artifact_ttl_s
-    trace = traceparent if traceparent and _TRACEPARENT.fullmatch(traceparent) else None
-    return Submission(
-        method=checked.spec.method,
-        spec=checked.spec.model_dump(mode="json"),
-        inputs=checked.spec.inputs(),
-        queue=checked.queue,
-        priority=PRIORITIES[body.priority],
-        max_attempts=body.max_attempts,
-        deadline_s=body.deadline.total_seconds() if body.deadline else None,
-        labels=body.labels,
-        output_ttl_s=ttl,
-        traceparent=trace,
-    )
-
-
-def _submit(
-    service: Service, caller: Caller, submission: Submission, key: str | None, body: NewJob
-) -> Submitted:
-    canonical = json.dumps(body.model_dump(mode="json"), sort_keys=True)
-    submitted = submit(
-        service.db,
-        tenant=caller.tenant,
-        submission=submission,
-        idempotency_key=key,
-        fingerprint=hashlib.sha256(canonical.encode()).hexdigest(),
-        max_live=service.settings.max_live_jobs,
-    )
-    if not submitted.replayed:
-        # Here and not in a task after the response: a worker may start while the answer travels.
-        service.ringer.ring(submitted.job.id)
-    return submitted
 
 
 @router.get("", response_model=Page[JobView], responses=problems(), summary="List jobs")
@@ -249,88 +209,3 @@ def change(
         priority=None if body.priority is None else PRIORITIES[body.priority],
     )
     return job_response(service, job)
-
-
-def _verb(name: str, summary: str, text: str) -> Any:
-    """Add the route of one action."""
-    action = getattr(actions, name)
-
-    @router.post(
-        f"/{{job_id}}/{name}",
-        name=name,
-        operation_id=f"{name}_job",
-        status_code=202,
-        response_model=JobView,
-        responses=problems(404, 409),
-        summary=summary,
-        description=text,
-    )
-    def act(job_id: JobId, service: ServiceDep, caller: JobWriter) -> Response:
-        job: Job = action(service.db, tenant=caller.tenant, job_id=job_id)
-        if job.state is State.QUEUED:
-            service.ringer.ring(job.id)
-        return job_response(service, job, status=202, headers={"Location": f"/v1/jobs/{job.id}"})
-
-    return act
-
-
-_verb(
-    "cancel",
-    "Cancel a job",
-    "At once while it is queued or paused; a running job is stopped within two seconds. May be "
-    "repeated.",
-)
-_verb(
-    "pause",
-    "Pause a job",
-    "A running job stops at its next safe point, keeps its checkpoint and frees its worker.",
-)
-_verb("resume", "Resume a paused job", "It continues from its last checkpoint.")
-_verb(
-    "retry",
-    "Retry a failed or cancelled job",
-    "It gets a fresh budget of attempts and continues from its last checkpoint.",
-)
-
-
-@router.get(
-    "/{job_id}/files/{name}",
-    response_class=Response,
-    responses={**CONTENT, **problems(404, 416)},
-    summary="Download a file of a finished job",
-)
-@router.head("/{job_id}/files/{name}", include_in_schema=False)
-async def file(
-    job_id: JobId,
-    name: Annotated[str, Path(description="File name.", examples=["model.safetensors"])],
-    request: Request,
-    service: ServiceDep,
-    caller: ArtifactReader,
-    direct: Direct = None,
-) -> Response:
-    """Send the same bytes as the artifact's content, without the need of its id."""
-    job = await run_in_threadpool(queries.get_job, service.db, tenant=caller.tenant, job_id=job_id)
-    files = (job.result or {}).get("files", {})
-    if name not in files:
-        raise _no_file(job, name, sorted(files))
-    artifact = await run_in_threadpool(
-        artifacts.get_artifact,
-        service.db,
-        tenant=caller.tenant,
-        artifact_id=files[name]["artifact"],
-    )
-    wanted = service.settings.direct_downloads if direct is None else direct
-    return await contents.send(service, request, artifact, direct=wanted)
-
-
-def _no_file(job: Job, name: str, files: list[str]) -> Problem:
-    if files:
-        fix = f"Its files are: {', '.join(files)}."
-    else:
-        fix = "Files exist once the job has succeeded; look with GET /v1/jobs/{id}?wait=50."
-    return Problem(
-        404,
-        "file_not_found",
-        f"Job {job.id} is {job.state} and has no file {name[:100]!r}.",
-        fix=fix,
-    )

@@ -89,8 +89,8 @@ def _known(db: Database, names: list[tuple[str, str]]) -> set[tuple[str, str]]:
 
 
 def _remove(store: Blobs, key: str, grace_s: float) -> int:
-    changed = store.changed(key)
-    if changed is None or (datetime.now(UTC) - changed).total_seconds() < grace_s:
+    found = store.look(key)
+    if found is None or (datetime.now(UTC) - found.changed).total_seconds() < grace_s:
         return 0
     store.discard(key)
     return 1

@@ -1,0 +1,66 @@
+"""From a request to a committed job: once, however often it is sent."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+
+from stiefel_api.checks import Checked, check
+from stiefel_api.service import Service
+from stiefel_api.views.jobs import NewJob
+from stiefel_jobs.records import Submission, Submitted
+from stiefel_jobs.states import PRIORITIES
+from stiefel_jobs.store.replays import earlier_job
+from stiefel_jobs.store.submit import submit
+
+_TRACEPARENT = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
+
+
+def accept(
+    service: Service, tenant: str, body: NewJob, *, key: str | None, traceparent: str | None
+) -> Submitted:
+    """Check the request, queue the job, and ring; on return it is committed.
+
+    Raises:
+        Problem: the spec cannot be carried out.
+        StoreError: the key belongs to another request, or a quota is used up.
+    """
+    canonical = json.dumps(body.model_dump(mode="json"), sort_keys=True)
+    fingerprint = hashlib.sha256(canonical.encode()).hexdigest()
+    if key is not None:
+        earlier = earlier_job(service.db, tenant=tenant, key=key, fingerprint=fingerprint)
+        if earlier is not None:
+            return Submitted(earlier, replayed=True)
+    checked = check(service, tenant, body.spec, device=body.device)
+    submitted = submit(
+        service.db,
+        tenant=tenant,
+        submission=_submission(service, body, checked, traceparent),
+        idempotency_key=key,
+        fingerprint=fingerprint,
+        max_live=service.settings.max_live_jobs,
+    )
+    if not submitted.replayed:
+        # Here and not in a task after the response: a worker may start while the answer travels.
+        service.ringer.ring(submitted.job.id)
+    return submitted
+
+
+def _submission(
+    service: Service, body: NewJob, checked: Checked, traceparent: str | None
+) -> Submission:
+    ttl = body.output_ttl.total_seconds() if body.output_ttl else service.settings.artifact_ttl_s
+    trace = traceparent if traceparent and _TRACEPARENT.fullmatch(traceparent) else None
+    return Submission(
+        method=checked.spec.method,
+        spec=checked.spec.model_dump(mode="json"),
+        inputs=checked.spec.inputs(),
+        queue=checked.queue,
+        priority=PRIORITIES[body.priority],
+        max_attempts=body.max_attempts,
+        deadline_s=body.deadline.total_seconds() if body.deadline else None,
+        labels=body.labels,
+        output_ttl_s=ttl,
+        traceparent=trace,
+    )
