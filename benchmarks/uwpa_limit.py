@@ -1,6 +1,6 @@
 """UWPA against its closed form on the 24 square attention matrices of all-MiniLM-L6-v2.
 
-    python benchmarks/uwpa_limit.py [--matrices 24] [--threads 1] [--out benchmarks/results/uwpa_limit]
+    python benchmarks/uwpa_limit.py [--matrices 24] [--threads 1] [--out FILE_WITHOUT_SUFFIX]
 
 Per matrix: the loss that gradient descent through the exponential reaches, the closed-form
 optimum, the gap 4 sigma_min / s where the determinant is negative, and the time of both. Times

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from stiefel.errors import InvalidInputError
+from stiefel.linalg.skew_exponential import exp_skew
 from stiefel.projection.lie import skew_of_parameters
 from stiefel.projection.nearest import Scale, nearest_unitary
 
@@ -46,7 +47,7 @@ class _Rotated(nn.Module):
         self.log_gain = nn.Parameter(torch.tensor(gain, dtype=base.real.dtype).log())
 
     def forward(self, theta: Tensor) -> Tensor:
-        rotation: Tensor = torch.matrix_exp(skew_of_parameters(theta))
+        rotation = exp_skew(skew_of_parameters(theta))
         frame = self.base @ rotation if self.wide else rotation @ self.base
         return self.log_gain.exp() * frame
 

@@ -39,6 +39,7 @@ def procrustes(
     w: Tensor,
     inputs: Tensor,
     *,
+    outputs: Tensor | None = None,
     scale: Scale = "none",
     tolerance: float = 1e-7,
     limit: int = 500,
@@ -48,6 +49,9 @@ def procrustes(
     Args:
         w: ``(n, m)``, outputs are ``inputs @ w.mT``, as of ``nn.Linear`` without bias.
         inputs: ``(..., m)``, any number of rows; a few times m of them make the fit meaningful.
+        outputs: ``(..., n)``, the wanted outputs where they are not those of ``w`` on ``inputs``,
+            for example because the layers below have been projected too. ``w`` then only starts
+            the iteration for wide weights.
         scale: ``mean`` also fits s by least squares, ``none`` keeps s = 1.
         tolerance: the iteration for wide weights ends at this relative decrease of the square.
         limit: most iterations for wide weights.
@@ -67,7 +71,19 @@ def procrustes(
     w, rows = w.detach().to(wide), rows.detach().to(wide)
     if not bool(torch.isfinite(rows).all()):
         raise InvalidInputError("the inputs hold non-finite entries", code="non_finite_inputs")
-    problem = _Problem(w, rows.mT @ rows.conj() / max(1, len(rows)), scale)
+    moment = rows.mT @ rows.conj() / max(1, len(rows))
+    if outputs is None:
+        problem = _Problem(moment, w @ moment, _inner(w, w @ moment), scale)
+    else:
+        wanted = outputs.detach().reshape(-1, outputs.shape[-1]).to(wide)
+        if wanted.shape != (len(rows), w.shape[0]):
+            raise InvalidInputError(
+                f"outputs {tuple(outputs.shape)} do not fit inputs {tuple(inputs.shape)}"
+            )
+        count = max(1, len(rows))
+        problem = _Problem(
+            moment, wanted.mT @ rows.conj() / count, _inner(wanted, wanted) / count, scale
+        )
     plain = _polar(w)
     if w.shape[0] >= w.shape[1]:
         factor, iterations = _polar(problem.aligned), 0
@@ -89,11 +105,11 @@ def procrustes(
 class _Problem:
     """The quadratic in Q, with C the second moment of the inputs."""
 
-    def __init__(self, w: Tensor, moment: Tensor, scale: Scale) -> None:
-        self.moment = moment
-        self.aligned = w @ moment
+    def __init__(self, moment: Tensor, aligned: Tensor, norm: float, scale: Scale) -> None:
+        self.moment = moment  # C
+        self.aligned = aligned  # W C, or the products of wanted outputs and inputs
+        self.norm = norm  # of the outputs, squared
         self.scale = scale
-        self.norm = _inner(w, self.aligned)
 
     def gain(self, q: Tensor) -> float:
         quadratic = _inner(q, q @ self.moment)

@@ -48,7 +48,7 @@ def uwpa(
     w: Tensor,
     *,
     scale: Scale = "mean",
-    tolerance: float = 1e-5,
+    tolerance: float = 3e-5,
     window: int = 20,
     limit: int = 2000,
     on_iteration: OnIteration | None = None,
@@ -67,7 +67,7 @@ def uwpa(
     Raises:
         InvalidInputError: not a matrix, empty, non-finite entries, or ``mean`` of a zero matrix.
 
-    Cost: per evaluation one n x n exponential and one of 2n x 2n for the gradient.
+    Cost: some hundred evaluations of one n x n exponential (about ten products) and its gradient.
     """
     tall, wide = oriented(w.detach())
     if not tall.numel() or not bool(torch.isfinite(tall).all()):

@@ -80,3 +80,17 @@ def test_unusable_inputs_are_refused() -> None:
         procrustes(gaussian(3, 4), gaussian(5, 3))
     with pytest.raises(InvalidInputError, match="non-finite"):
         procrustes(gaussian(3, 3), torch.full((5, 3), torch.nan))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.complex128])
+def test_wanted_outputs_may_differ_from_those_of_the_weights(dtype: torch.dtype) -> None:
+    w, x = gaussian(6, 6, dtype), skewed_inputs(6, dtype)
+    q = random_point(6, 6, generator=torch.Generator().manual_seed(1), dtype=dtype)
+    same = procrustes(w, x, outputs=x @ w.mT)
+    assert torch.allclose(same.factor, procrustes(w, x).factor)
+    assert same.distance == pytest.approx(procrustes(w, x).distance)
+    turned = procrustes(w, x, outputs=3 * x @ q.mT, scale="mean")
+    assert torch.allclose(turned.factor, q)
+    assert turned.gain == pytest.approx(3)
+    with pytest.raises(InvalidInputError, match="outputs"):
+        procrustes(w, x, outputs=gaussian(5, 6, dtype))
