@@ -70,9 +70,10 @@ def singular_values(x: Tensor) -> Tensor:
 def truncated_svd(x: Tensor, rank: int, *, generator: torch.Generator) -> Svd:
     """Return the leading ``rank`` singular triplets of ``x`` by a randomised sketch.
 
-    The sketch has a quarter more columns than ``rank`` and takes four power steps; the error
-    is typically within 0.7 % of the optimum. Where the sketch would be wider than 0.4 of the
-    smaller side, the whole SVD is computed and cut instead.
+    The sketch has a quarter more columns than ``rank`` and takes four power steps in the
+    precision of ``x`` (float32 for half); the error is typically within 0.7 % of the optimum.
+    Where the sketch would be wider than 0.4 of the smaller side, the whole SVD is computed and
+    cut instead.
 
     Args:
         x: ``(n, m)``, real or complex, finite.
@@ -93,12 +94,16 @@ def truncated_svd(x: Tensor, rank: int, *, generator: torch.Generator) -> Svd:
     if width > SKETCH_SHARE * side:
         svd = thin_svd(x)
         return Svd(svd.U[:, :rank], svd.sigma[:rank], svd.Vh[:rank])
-    return _sketched(widened(x), rank, width, generator)
+    return _sketched(_at_least_single(x), rank, width, generator)
 
 
 def widened(x: Tensor) -> Tensor:
     """``x`` in float64, or in complex128 where it is complex."""
     return x.to(torch.complex128 if x.is_complex() else torch.float64)
+
+
+def _at_least_single(x: Tensor) -> Tensor:
+    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
 
 
 def _gram_svd(x: Tensor) -> Svd:
@@ -122,4 +127,5 @@ def _sketched(x: Tensor, rank: int, width: int, generator: torch.Generator) -> S
         Q = torch.linalg.qr(x.mH @ Q).Q
         Q = torch.linalg.qr(x @ Q).Q
     U, sigma, Vh = torch.linalg.svd(Q.mH @ x, full_matrices=False)
-    return Svd(Q @ U[:, :rank], sigma[:rank], Vh[:rank])
+    parts = (Q @ U[:, :rank], sigma[:rank], Vh[:rank])
+    return Svd(*(widened(part) for part in parts))

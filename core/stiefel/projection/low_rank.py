@@ -48,8 +48,8 @@ def factorize(
         x: ``(n, m)``, real or complex, of any floating dtype.
         rank: between 1 and min(n, m), or a function of the singular values (all of them,
             descending, float64), for example from ``stiefel.projection.rank_rules``.
-        engine: ``auto`` is ``gram``: exact to about 1e-8 of the norm. ``randomised`` needs a
-            number for ``rank`` and knows no optimal error.
+        engine: ``auto`` is ``gram``, or ``full`` for float64. ``randomised`` needs a number for
+            ``rank`` and knows no optimal error.
         factors: ``balanced`` gives U sqrt(S) and sqrt(S) V^H, ``us_v`` gives U S and V^H.
         generator: source of the random sketch; default a new one with seed 0.
 
@@ -72,7 +72,13 @@ def factorize(
 
 
 def whole_svd(x: Tensor, engine: Engine) -> Svd:
-    """All singular triplets by ``full``, or by ``gram`` for every other choice."""
+    """All singular triplets by ``full`` or ``gram``.
+
+    ``auto`` takes ``gram``, whose tail is exact to about 1e-8 of the norm: below what float32
+    can store. For float64 input, which can store more, it takes ``full``.
+    """
+    if engine == "auto":
+        engine = "full" if x.dtype == torch.float64 else "gram"
     return thin_svd(x, engine="full" if engine == "full" else "gram")
 
 
