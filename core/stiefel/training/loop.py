@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from stiefel.errors import InvalidInputError
+from stiefel.errors import InvalidInputError, StopRequested
 from stiefel.run import Run
 from stiefel.specs.training import TrainingSpec
 from stiefel.training.clock import Clock
@@ -69,7 +69,8 @@ class Loop:
         self._forward = world.wrap(network)
         half = spec.precision == "float16"
         self._scaler = torch.amp.GradScaler(world.device.type, enabled=half)
-        self._losses: list[Tensor] = []
+        self._own_losses: list[Tensor] = []  # of this process, not yet averaged
+        self._losses: list[Tensor] = []  # of all processes, not yet logged
         self.clock = Clock()
 
     def train(self) -> Evaluation:
@@ -118,7 +119,7 @@ class Loop:
         torch.manual_seed(mix(spec.seed, step, self.world.rank))
         self.stepper.milestone(step / self.steps)
         self.stepper.zero_grad()
-        self._losses.append(self._backward(self.world.share(batch)))
+        self._own_losses.append(self._backward(batch))
         self.clock.examples += len(batch.x)
         if (step + 1) % spec.log_every == 0:
             self._log(step + 1)
@@ -132,11 +133,16 @@ class Loop:
             self.run.progress(step + 1, self.steps, unit="step")
 
     def _backward(self, batch: Batch) -> Tensor:
-        """Accumulate gradients over ``accumulate`` slices; return the mean loss, detached."""
+        """Accumulate gradients over ``accumulate`` slices; return the mean loss, detached.
+
+        The average over processes is the mean over the batch, equal shares or not.
+        """
         total = torch.zeros((), device=self.world.device)
-        slices = min(self.spec.accumulate, len(batch.y))
-        for x, y in zip(batch.x.chunk(slices), batch.y.chunk(slices), strict=True):
-            weight = len(y) / len(batch.y)
+        mine = self.world.share(batch)
+        # As many on every process, whoever has the odd example: each backward pass is a meeting.
+        slices = min(self.spec.accumulate, len(batch.y) // self.world.size)
+        for x, y in zip(mine.x.tensor_split(slices), mine.y.tensor_split(slices), strict=True):
+            weight = len(y) * self.world.size / len(batch.y)
             with self._autocast():
                 answer = self._forward(x)
             smoothing = self.spec.label_smoothing
@@ -153,20 +159,24 @@ class Loop:
 
     def _log(self, step: int) -> None:
         """One point for the mean loss since the last; the only place that waits for the device."""
-        value = self.world.mean(torch.stack(self._losses).mean())
+        self._collect(step)
+        self.series.add(step, {"loss": torch.stack(self._losses).mean().item()})
         self._losses.clear()
-        if not math.isfinite(value):
-            raise InvalidInputError(
-                f"the training loss is {value} at step {step}",
-                code="loss_not_finite",
-                fix="lower optimizer.learning_rate, set clip_norm, or check the scale of the "
-                "data; the last checkpoint is kept",
-                field="/optimizer/learning_rate",
-            )
-        self.series.add(step, {"loss": value})
+
+    def _collect(self, step: int) -> None:
+        """Average the losses of the steps up to ``step`` and see that they are numbers."""
+        if not self._own_losses:
+            return
+        losses = self.world.average(torch.stack(self._own_losses))
+        self._own_losses.clear()
+        self._losses += losses.unbind()
+        if not losses.isfinite().all():
+            first = int(losses.isfinite().int().argmin())
+            at = step - len(losses) + 1 + first
+            raise _not_finite(f"the training loss is {losses[first].item()}", at)
 
     def _evaluate(self) -> None:
-        if self._losses:
+        if self._losses or self._own_losses:
             self._log(self.position.step)
         found = evaluate(
             self.network,
@@ -186,6 +196,8 @@ class Loop:
 
     def _checkpoint(self) -> None:
         """Write and report a checkpoint; a stop that was asked for ends the run here."""
+        self._collect(self.position.step)
+        self._refuse_broken_weights()
         if self.world.first:
             run = {
                 "position": asdict(self.position),
@@ -198,7 +210,22 @@ class Loop:
             }
             step = self.position.step
             self._snapshots.save(step, self.network.state_dict(), run, self.best.step)
-        self.run.checkpoint(self.position.step)
+        self._report_checkpoint()
+
+    def _report_checkpoint(self) -> None:
+        stop = None
+        try:
+            self.run.checkpoint(self.position.step)
+        except StopRequested as request:
+            stop = request
+        if self.world.agree(stop is not None):  # no process may wait for one that has stopped
+            raise stop or StopRequested(f"stopped at step {self.position.step}")
+
+    def _refuse_broken_weights(self) -> None:
+        """A checkpoint is for going on from: no NaN may enter the newest one."""
+        for name, parameter in self.network.named_parameters():
+            if not parameter.isfinite().all():
+                raise _not_finite(f"{name} holds NaN or infinity", self.position.step, name)
 
     def _resume(self) -> None:
         found = self._snapshots.newest()
@@ -217,3 +244,14 @@ class Loop:
     def best_weights(self) -> dict[str, Any]:
         """The network's weights at the best evaluation, whose checkpoint is always kept."""
         return self._snapshots.load(self.best.step)[0]
+
+
+def _not_finite(what: str, step: int, tensor: str | None = None) -> InvalidInputError:
+    return InvalidInputError(
+        f"{what} at step {step}",
+        code="loss_not_finite",
+        fix="lower optimizer.learning_rate, set clip_norm, or check the scale of the data; "
+        "the last checkpoint is kept",
+        tensor=tensor,
+        field="/optimizer/learning_rate",
+    )

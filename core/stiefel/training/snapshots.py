@@ -31,7 +31,10 @@ class Snapshots:
         for part, tree in (("weights", weights), ("run", run)):
             path = self._path(step, part)
             if not path.exists():
-                save_tree(path, tree)
+                # Whole or not at all: a process killed here leaves no name that looks finished.
+                partial = path.with_suffix(".partial")
+                save_tree(partial, tree)
+                partial.replace(path)
         steps = self.steps()
         for old in steps[: -self._keep]:
             if old != best:

@@ -9,6 +9,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from stiefel.errors import InvalidInputError
 from stiefel.training.data.dataset import Batch
 
 
@@ -30,17 +31,24 @@ class World:
         return network if self.size == 1 else DistributedDataParallel(network)
 
     def share(self, batch: Batch) -> Batch:
-        """The equal part of a batch that falls to this process, on its device."""
+        """The part of a batch that falls to this process, on its device."""
+        if len(batch.y) < self.size:
+            raise InvalidInputError(
+                f"a batch of {len(batch.y)} cannot be shared by {self.size} devices",
+                code="batch_too_small",
+                fix="raise batch_size or lower devices",
+                field="/devices",
+            )
         mine = slice(self.rank, None, self.size)
         return Batch(batch.x[mine].to(self.device), batch.y[mine].to(self.device))
 
-    def mean(self, value: Tensor) -> float:
-        """The mean of a number over the processes."""
-        if self.size > 1:
-            value = value.clone()
-            dist.all_reduce(value)
-            value = value / self.size
-        return float(value.item())
+    def average(self, values: Tensor) -> Tensor:
+        """The mean of each number over the processes."""
+        if self.size == 1:
+            return values
+        values = values.clone()
+        dist.all_reduce(values)
+        return values / self.size
 
     def agree(self, wish: bool) -> bool:
         """What the first process wishes, known to all."""
