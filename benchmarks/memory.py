@@ -40,10 +40,9 @@ def _convert(made: Service, gigabytes: float, options: argparse.Namespace) -> di
     made.start_api()
     worker = made.start_worker()
     count = int(gigabytes * 1e9) // (4 * options.side**2)
-    size, content = checkpoint(count, options.side)
+    size, content = checkpoint(count, options.side, one_in=options.every)
     artifact = made.upload("model.safetensors", content, size)
-    include = [f"layers.*{digits}.weight" for digits in _every(options.every)]
-    spec = {"method": "project.unitary", "input": artifact, "include": include}
+    spec = {"method": "project.unitary", "input": artifact, "include": ["chosen.*"]}
     job = made.post("/v1/jobs", {"spec": spec})
     with Marks() as marks:
         child = _child(made, job["id"])
@@ -58,13 +57,8 @@ def _convert(made: Service, gigabytes: float, options: argparse.Namespace) -> di
         "child_mib": round(marks.peaks[child] / 2**20, 1),
         "worker_mib": round(high_water(worker.pid) / 2**20, 1),
         "api_mib": round(high_water(api) / 2**20, 1),
-        "tensors_projected": done["progress"]["total"] and _projected(made, done),
+        "projected": _projected(made, done),
     }
-
-
-def _every(one_in: int) -> list[str]:
-    """Endings of layer numbers that pick about one layer in ``one_in``: 125 of 1000 for 8."""
-    return [f"{number:03d}" for number in range(0, 1000, one_in)][:64]
 
 
 def _projected(made: Service, done: dict[str, Any]) -> int:

@@ -164,17 +164,17 @@ def wait_for(true: Any, seconds: float) -> None:
         time.sleep(0.02)
 
 
-def checkpoint(count: int, side: int) -> tuple[int, Iterator[bytes]]:
+def checkpoint(count: int, side: int, *, one_in: int = 1) -> tuple[int, Iterator[bytes]]:
     """Size and bytes of a safetensors file of ``count`` float32 matrices ``side`` x ``side``.
 
-    Matrix ``i`` is called ``layers.i.weight``; all are distinct random matrices, made as they
-    are read, so that a file larger than memory costs neither disk nor memory here.
+    One in ``one_in`` is called ``chosen.i.weight``, the others ``other.i.weight``; all are distinct
+    random matrices, made as they are read: a file larger than memory costs neither disk nor memory.
     """
     import numpy as np
 
     nbytes = 4 * side * side
     header = {
-        f"layers.{i}.weight": {
+        f"{'other' if i % one_in else 'chosen'}.{i}.weight": {
             "dtype": "F32",
             "shape": [side, side],
             "data_offsets": [i * nbytes, (i + 1) * nbytes],

@@ -8,8 +8,9 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import psycopg
 import pytest
-from crew import LEASE_S, TENANT, Site, Worker, alive, embedded_site, until
+from crew import LEASE_S, TENANT, Site, Worker, alive, distributed_site, embedded_site, until
 
 from stiefel_jobs.states import Blame, State
 from stiefel_jobs.store.actions import cancel, pause
@@ -119,6 +120,28 @@ def test_a_pause_that_finds_no_safe_point_is_enforced(impatient: Site) -> None:
     pause(impatient.db, tenant=TENANT, job_id=job_id)
     impatient.wait(job_id, State.PAUSED, seconds=5)
     until(lambda: not alive(child), 1)
+
+
+def test_cut_database_connections_cost_nothing(
+    tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    made = distributed_site(tmp_path, request)
+    try:
+        made.start()
+        job_id = made.submit("count", steps=30, step_s=0.1)
+        made.began(job_id)
+        url = made.db.url.set(drivername="postgresql").render_as_string(hide_password=False)
+        others = "FROM pg_stat_activity WHERE datname = current_database() AND pid != %s"
+        cut = f"SELECT pg_terminate_backend(pid) {others}".encode()
+        with psycopg.connect(url, autocommit=True) as operator:
+            for _ in range(8):
+                operator.execute(cut, [operator.info.backend_pid])
+                time.sleep(0.3)
+        job = made.wait(job_id)
+        assert (job.state, job.attempt) == (State.SUCCEEDED, 1)
+        assert made.read(job, "counted.bin") == b"head:" + bytes(range(30))
+    finally:
+        made.close()
 
 
 def test_a_worker_without_a_broker_still_works_and_still_drains(embedded: Site) -> None:

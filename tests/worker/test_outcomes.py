@@ -26,6 +26,15 @@ def test_a_job_runs_and_delivers_concatenated_files(shared: Site) -> None:
     until(lambda: not shared.scratch(), 5)
 
 
+def test_numbers_that_are_none_and_texts_with_nul_are_stored_as_what_they_are(
+    shared: Site,
+) -> None:
+    job = shared.wait(shared.submit("strange"))
+    assert job.result == {"files": {}, "metrics": {"final": None}}
+    assert shared.began(job.id) == {"worst": None, "text": "a\ufffdb"}
+    assert [p.value for p in metrics(shared.db, tenant=TENANT, job_id=job.id)] == [None]
+
+
 def test_the_lineage_says_what_made_the_result(shared: Site) -> None:
     job = shared.wait(shared.submit("count", steps=1, seed=7))
     lineage = json.loads(shared.read(job, "lineage.json"))

@@ -146,7 +146,9 @@ class Child:
 
 
 def _decode(data: bytes) -> dict[str, Any]:
-    message = json.loads(data)
+    """One message; NaN and infinity become null and NUL a mark, which no database's JSON holds."""
+    text = data.replace(rb"\u0000", rb"\ufffd")
+    message = json.loads(text, parse_constant=lambda _: None)
     if not isinstance(message, dict):
         raise ValueError("a message must be a JSON object")
     return message

@@ -35,7 +35,12 @@ class Journal:
     def metrics(self, message: dict[str, Any]) -> None:
         """Add points ``[step, name, value, at]``."""
         self._points += [
-            Point(name=str(name)[:255], step=int(step), value=float(value), at=float(at))
+            Point(
+                name=str(name)[:255],
+                step=int(step),
+                value=None if value is None else float(value),
+                at=float(at),
+            )
             for step, name, value, at in message["points"]
         ]
 

@@ -123,6 +123,13 @@ def babble(spec: Trial, run: Run) -> Outcome:
     return Outcome([])
 
 
+def strange(spec: Trial, run: Run) -> Outcome:
+    """Report numbers and texts that JSON columns do not take."""
+    run.metrics(1, {"loss": float("nan")})
+    run.event("trial.began", {"worst": float("-inf"), "text": "a\x00b"})
+    return Outcome([], {"final": float("inf")})
+
+
 def smuggle(spec: Trial, run: Run) -> Outcome:
     """Deliver a link to somebody else's file."""
     link = run.state / "link"
@@ -161,5 +168,5 @@ def attempt(action: Callable[[], object]) -> str:
 ACTS: dict[str, Callable[[Trial, Run], Outcome]] = {
     act.__name__: act
     for act in (count, copy, rotate, refuse, crash, leave, abort, eat, gulp, stuck, idle)
-} | {act.__name__: act for act in (family, babble, smuggle, probe)}
+} | {act.__name__: act for act in (family, babble, strange, smuggle, probe)}
 METHOD = Method("test.trial", Trial, run)
