@@ -24,7 +24,7 @@ from stiefel.specs.conversion import ConversionSpec
 from stiefel.specs.dtypes import BITS
 from stiefel.specs.header import TensorInfo
 from stiefel.specs.plan import Plan, Planned, plan
-from stiefel.specs.shards import read_index
+from stiefel.specs.shards import load_index
 from stiefel.specs.treatment import Skip
 from stiefel.weights import BodyWriter, Ledger, TensorReader
 
@@ -102,7 +102,7 @@ def convert_checkpoint(spec: ConversionSpec, run: Run, prepare: Prepare) -> Outc
             for name in spec.weight_files()
         }
         index_name = spec.index_file()
-        index = read_index((run.input / index_name).read_bytes()) if index_name else None
+        index = load_index(run.input / index_name) if index_name else None
         decided = plan(spec, {name: r.table for name, r in readers.items()}, index=index)
         identity = _identity(spec, readers)
         ledger = stack.enter_context(Ledger(run.state / "ledger.jsonl", identity))

@@ -87,8 +87,6 @@ def _index(run: Run, ledger: Ledger, name: str) -> Delivery:
 def _lineage(spec: ConversionSpec, run: Run) -> dict[str, Any]:
     return {
         "input": {},
-        "spec": spec.model_dump(mode="json"),
-        "seed": spec.seed,
         "code": _version(),
         "environment": {
             "python": platform.python_version(),
@@ -98,6 +96,8 @@ def _lineage(spec: ConversionSpec, run: Run) -> dict[str, Any]:
         },
         "job": None,
         **run.lineage,
+        "spec": spec.model_dump(mode="json"),
+        "seed": spec.seed,
     }
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, NoReturn
 
 from stiefel.errors import InvalidInputError
@@ -29,6 +30,12 @@ def read_index(raw: bytes) -> ShardIndex:
     if not isinstance(weight_map, dict) or not all(isinstance(v, str) for v in weight_map.values()):
         _refuse("index_invalid", "the index has no weight_map from tensor names to file names")
     return weight_map
+
+
+def load_index(path: Path) -> ShardIndex:
+    """Return the weight map of the index file at ``path``; refuses like ``read_index``."""
+    with path.open("rb") as file:
+        return read_index(file.read(MAX_INDEX + 1))
 
 
 def check_shards(tables: Mapping[str, TensorTable], index: ShardIndex | None) -> None:
