@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Protocol
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 
-import torch
 from torch import Tensor
 
-from stiefel.linalg.truncated_svd import singular_values, truncated_svd
 from stiefel.methods.conversion import (
     Convert,
     Converted,
@@ -19,69 +16,42 @@ from stiefel.methods.conversion import (
     convert_checkpoint,
     read_finite,
 )
+from stiefel.methods.decomposers import ByData, ByWeights, Decomposer, Decomposition
 from stiefel.methods.protocol import Method, Outcome, Run
-from stiefel.projection.low_rank import LowRank, low_rank, merge, relative_distance, whole_svd
+from stiefel.projection.low_rank import merge, relative_distance
 from stiefel.projection.rank_rules import (
     rank_for_energy,
     rank_for_ratio,
     rank_for_tolerance,
     ranks_for_budget,
 )
-from stiefel.specs.factorize_low_rank import UNKNOWN, FactorizeLowRankSpec
+from stiefel.specs.factorize_low_rank import CALIBRATION, UNKNOWN, FactorizeLowRankSpec
 from stiefel.specs.rank_rules import BudgetRule, EnergyRule, RatioRule, ShareRule, ToleranceRule
 from stiefel.specs.treatment import Skip
-from stiefel.weights import Ledger
+from stiefel.weights import Ledger, TensorReader
 
 Ranks = Mapping[str, int]
-
-
-@dataclass(frozen=True)
-class Decomposition:
-    """One matrix taken apart: what the rank rules look at, and how to cut it."""
-
-    sigma: Tensor  # singular values, descending; all of them unless the rank was known before
-    cut: Callable[[int], LowRank]
-
-
-class Decomposer(Protocol):
-    """What "best approximation" means: by the weights alone, or by the data they will see."""
-
-    def spectrum(self, name: str, x: Tensor) -> Tensor:
-        """All singular values that the rank rules shall see for tensor ``name``."""
-
-    def decompose(self, task: Task, x: Tensor, rank: int) -> Decomposition:
-        """Take ``x`` apart; ``rank`` is ``UNKNOWN`` or the rank that will be cut."""
-
-
-@dataclass(frozen=True)
-class ByWeights:
-    """Best in the Frobenius norm of the weights: the truncated SVD."""
-
-    spec: FactorizeLowRankSpec
-
-    def spectrum(self, name: str, x: Tensor) -> Tensor:
-        """The singular values of ``x``."""
-        return singular_values(x)
-
-    def decompose(self, task: Task, x: Tensor, rank: int) -> Decomposition:
-        """The SVD of ``x`` by the spec's engine."""
-        if self.spec.engine == "randomised":
-            generator = torch.Generator().manual_seed(task.seed)
-            svd = truncated_svd(x, rank, generator=generator)
-        else:
-            svd = whole_svd(x, self.spec.engine)
-        return Decomposition(svd.sigma, lambda r: low_rank(x, svd, r, factors=self.spec.factors))
 
 
 def run(spec: FactorizeLowRankSpec, run: Run) -> Outcome:
     """Factorise the checkpoint in ``run.input``; see ``convert_checkpoint`` for the errors."""
 
     def prepare(shop: Workshop) -> Convert:
-        decomposer = ByWeights(spec)
         ranks = _spread_budget(spec, shop, decomposer)
         return lambda task: factorize_tensor(spec, task, decomposer, ranks)
 
-    return convert_checkpoint(spec, run, prepare)
+    with _decomposer(spec, run) as decomposer:
+        return convert_checkpoint(spec, run, prepare)
+
+
+@contextmanager
+def _decomposer(spec: FactorizeLowRankSpec, run: Run) -> Iterator[Decomposer]:
+    """By the weights, or by the data where the spec names a calibration."""
+    if spec.calibration is None:
+        yield ByWeights(spec)
+        return
+    with TensorReader(run.input / CALIBRATION) as moments:
+        yield ByData(spec, moments, ByWeights(spec))
 
 
 def factorize_tensor(
@@ -101,7 +71,7 @@ def factorize_tensor(
     skip = spec.verdict(rank, item.rows, item.columns)
     if skip is not None:
         return skip
-    return _converted(spec, task, x, parts.cut(rank), parts.sigma)
+    return _converted(spec, task, x, rank, parts)
 
 
 def _rank(spec: FactorizeLowRankSpec, sigma: Tensor) -> int:
@@ -115,13 +85,14 @@ def _rank(spec: FactorizeLowRankSpec, sigma: Tensor) -> int:
 
 
 def _converted(
-    spec: FactorizeLowRankSpec, task: Task, x: Tensor, result: LowRank, sigma: Tensor
+    spec: FactorizeLowRankSpec, task: Task, x: Tensor, rank: int, parts: Decomposition
 ) -> Converted:
-    item = task.item
+    item, result = task.item, parts.cut(rank)
     claims: dict[str, float | int] = {
         "rank": result.rank,
         "retained_energy": result.retained_energy,
         "relative_error": result.relative_error,
+        **parts.more(rank),
     }
     if result.optimal_error is not None:
         claims["optimal_error"] = result.optimal_error
@@ -135,7 +106,7 @@ def _converted(
         for output, part in zip(outputs, data, strict=True)
     ]
     after = {**claims, "parameters": sum(part.numel() for part in data)}
-    return Converted(tensors, {"parameters": x.numel()}, after, sigma)
+    return Converted(tensors, {"parameters": x.numel()}, after, parts.sigma)
 
 
 def _spread_budget(spec: FactorizeLowRankSpec, shop: Workshop, decomposer: Decomposer) -> Ranks:

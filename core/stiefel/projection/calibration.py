@@ -85,6 +85,11 @@ def collect_moments(
     return moments
 
 
+def moment_tensors(moments: Mapping[str, SecondMoment]) -> dict[str, Tensor]:
+    """The moments as the conversion method's ``calibration`` file names them, N.second_moment."""
+    return {f"{name}.second_moment": moment.matrix.clone() for name, moment in moments.items()}
+
+
 def factorize_model(
     model: nn.Module,
     moments: Mapping[str, SecondMoment],

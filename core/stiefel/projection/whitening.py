@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from stiefel.errors import InvalidInputError
-from stiefel.linalg.truncated_svd import widened
+from stiefel.linalg.truncated_svd import Svd, widened
 from stiefel.projection.low_rank import Factors
 
 ROWS = 8192  # rows widened to float64 at a time
@@ -119,6 +119,16 @@ def whitened_values(weight: Tensor, root: Root) -> Tensor:
     return values
 
 
+def unwhitened_factors(svd: Svd, root: Root, rank: int, factors: Factors) -> tuple[Tensor, Tensor]:
+    """Cut the SVD of W R at ``rank`` and undo R by a solve, never by an inverse; in float64."""
+    U, sigma = svd.U[:, :rank], svd.sigma[:rank]
+    inner = torch.linalg.solve_triangular(root.lower.mT, svd.Vh[:rank].mT, upper=True).mT
+    if factors == "us_v":
+        return U * sigma, inner
+    scale = sigma.sqrt()
+    return U * scale, scale[:, None] * inner
+
+
 def factorize_whitened(
     weight: Tensor,
     moment: SecondMoment,
@@ -159,13 +169,7 @@ def factorize_whitened(
         raise InvalidInputError(
             f"rank {keep} is not between 1 and {len(sigma)}", code="rank_out_of_range"
         )
-    # V^T R^-1 by a solve with R^T, never by an inverse.
-    unwhitened = torch.linalg.solve_triangular(root.lower.mT, Vh[:keep].mT, upper=True).mT
-    if factors == "balanced":
-        scale = sigma[:keep].sqrt()
-        out, into = U[:, :keep] * scale, scale[:, None] * unwhitened
-    else:
-        out, into = U[:, :keep] * sigma[:keep], unwhitened
+    out, into = unwhitened_factors(Svd(U, sigma, Vh), root, keep, factors)
     change = (wide - out @ into) @ moment.mean if correct_bias else None
     return Whitened(
         out.to(weight.dtype).contiguous(),

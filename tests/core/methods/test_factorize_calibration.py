@@ -1,0 +1,88 @@
+"""``factorize.low_rank`` with second moments of the layers' inputs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from converting import low_rank
+from safetensors.torch import save_file
+from torch import Tensor
+
+from stiefel.errors import InvalidInputError
+from stiefel.specs import parse_spec
+
+ID = "art_01k0calibration"
+
+
+@pytest.fixture
+def weights() -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(2)
+    return {
+        "a.weight": torch.randn(20, 16, generator=generator),
+        "b.weight": torch.randn(18, 14, generator=generator),
+    }
+
+
+@pytest.fixture
+def x() -> Tensor:
+    generator = torch.Generator().manual_seed(3)
+    mixing = torch.randn(16, 16, generator=generator) * torch.logspace(0, -3, 16)
+    return (torch.randn(300, 16, generator=generator) @ mixing).double()
+
+
+def convert(folder: Path, weights: dict[str, Tensor], moment: Tensor, **options: Any) -> Any:
+    (folder / "input").mkdir(parents=True)
+    save_file({"a.second_moment": moment}, folder / "input" / "calibration.safetensors")
+    return low_rank(folder, weights, calibration=ID, **options)
+
+
+@pytest.mark.parametrize("factors", ["balanced", "us_v"])
+def test_output_error_is_as_claimed_and_below_that_of_the_plain_conversion(
+    tmp_path: Path, weights: dict[str, Tensor], x: Tensor, factors: str
+) -> None:
+    rule = {"by": "rank", "value": 5}
+    aware = convert(tmp_path / "aware", weights, x.T @ x, rule=rule, factors=factors)
+    plain = low_rank(tmp_path / "plain", weights, rule=rule, factors=factors)
+    W = weights["a.weight"].double()
+    errors = []
+    for result in (aware, plain):
+        tensors = result.tensors()
+        got = tensors["a.factor_out"].double() @ tensors["a.factor_in"].double()
+        errors.append(float(torch.linalg.norm(x @ (W - got).T) / torch.linalg.norm(x @ W.T)))
+    assert errors[0] == pytest.approx(aware.claims["a.factor_out"]["output_error"], rel=1e-4)
+    assert errors[0] < 0.7 * errors[1]
+    # No data on b: it is factored by its weights.
+    assert torch.equal(aware.tensors()["b.factor_out"], plain.tensors()["b.factor_out"])
+    assert "calibration.safetensors" not in {p.name for p in (tmp_path / "aware").glob("out*/*")}
+
+
+def test_tolerance_judges_the_output(tmp_path: Path, weights: dict[str, Tensor], x: Tensor) -> None:
+    rule = {"by": "tolerance", "value": 0.05}
+    result = convert(tmp_path, weights, x.T @ x, rule=rule, break_even=False)
+    claims = result.claims["a.factor_out"]
+    assert claims["output_error"] <= 0.05
+    assert claims["rank"] < result.claims["b.factor_out"]["rank"]
+
+
+def test_a_moment_of_another_layer_is_refused(
+    tmp_path: Path, weights: dict[str, Tensor], x: Tensor
+) -> None:
+    with pytest.raises(InvalidInputError, match="width 16") as caught:
+        convert(tmp_path, weights, torch.eye(7), rule={"by": "rank", "value": 5})
+    assert caught.value.code == "calibration_width"
+
+
+def test_calibration_and_randomised_engine_exclude_each_other() -> None:
+    with pytest.raises(InvalidInputError, match="randomised"):
+        parse_spec(
+            {
+                "method": "factorize.low_rank",
+                "input": "art_01k0example",
+                "calibration": ID,
+                "engine": "randomised",
+                "rule": {"by": "rank", "value": 4},
+            }
+        )
