@@ -7,8 +7,10 @@ A plug-in package has a module ``specs`` (no torch: the API imports it too) and 
 from __future__ import annotations
 
 from importlib import import_module
+from typing import TYPE_CHECKING
 
-from stiefel.methods.protocol import Method
+if TYPE_CHECKING:
+    from stiefel.methods.protocol import Method
 
 PLUGINS_VARIABLE = "STIEFEL_PLUGINS"
 
@@ -19,7 +21,9 @@ def load_methods(plugins: str) -> dict[str, Method]:
     Raises:
         ImportError: a plug-in cannot be imported.
     """
+    # Here and not above: the worker reads this module too, and loads no torch.
     from stiefel.methods import METHODS
+    from stiefel.methods.protocol import Method
 
     for package in filter(None, (name.strip() for name in plugins.split(","))):
         import_module(f"{package}.specs")
