@@ -89,8 +89,10 @@ def _weights(
 
 def _certified(file: str, written: Written, tensor: Tensor) -> dict[str, Any]:
     claims: dict[str, float] = {}
-    if tensor.dim() == 2 and tensor.is_floating_point() and min(tensor.shape) > 1:
-        tall = tensor.double() if tensor.shape[0] >= tensor.shape[1] else tensor.double().mT
+    numbers = tensor.is_floating_point() or tensor.is_complex()
+    if tensor.dim() == 2 and numbers and min(tensor.shape) > 1:
+        wide = tensor.to(torch.complex128 if tensor.is_complex() else torch.float64)
+        tall = wide if wide.shape[0] >= wide.shape[1] else wide.mH
         defect = float(orthogonality_defect(tall))
         if defect < 1e-3 * min(tensor.shape) ** 0.5:  # a claim only where there is one to make
             claims["orthogonality_defect"] = defect

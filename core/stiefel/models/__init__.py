@@ -9,8 +9,10 @@ import torch
 from torch import nn
 
 from stiefel.models.convolutional import alexnet, lenet5, resnet20, vgg16
+from stiefel.models.fourier import orthogonal_cnn
 from stiefel.models.hugging_face import transformers_network
 from stiefel.models.perceptron import perceptron
+from stiefel.models.recurrent import recurrent_network
 from stiefel.models.signature import Signature
 from stiefel.models.vision_transformer import vision_transformer
 from stiefel.specs.networks import AnyNetwork
@@ -23,6 +25,8 @@ FAMILIES: dict[str, Callable[[Any, Signature], nn.Module]] = {
     "vgg16": vgg16,
     "alexnet": alexnet,
     "resnet20": resnet20,
+    "rnn": recurrent_network,
+    "orthogonal_cnn": orthogonal_cnn,
     "vit": vision_transformer,
     "transformers": transformers_network,
 }

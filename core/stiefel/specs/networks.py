@@ -65,7 +65,16 @@ class Recurrent(Network):
     family: Literal["rnn"]
     hidden: Width = 170
     activation: Literal["relu", "tanh", "modrelu"] = "modrelu"
-    initialisation: Literal["henaff", "cayley", "identity"] = "henaff"
+    initialisation: Literal["henaff", "cayley", "haar", "identity"] = "henaff"
+    numbers: Literal["real", "complex"] = Field(
+        default="real", description="complex makes the recurrence unitary; modrelu only"
+    )
+
+    @model_validator(mode="after")
+    def _complex_needs_modrelu(self) -> Recurrent:
+        if self.numbers == "complex" and self.activation != "modrelu":
+            raise ValueError("complex numbers need activation modrelu")
+        return self
 
 
 class OrthogonalCNN(Network):

@@ -25,8 +25,25 @@ def sample(**extra: Any) -> Sample:
     return Sample({"network": NETWORK, "data": DATA, **RHYTHM, **extra}, arrays)
 
 
+COPYING = {
+    "kind": "copying_memory",
+    "delay": 4,
+    "length": 2,
+    "symbols": 3,
+    "batches_per_epoch": 4,
+}
+
+
+def nothing(job: Job) -> Job:
+    job.input.mkdir(parents=True, exist_ok=True)
+    return job
+
+
 SAMPLES = {
     "train.dense": sample(),
     "train.dlrt": sample(initial_rank=6, phase=2),
+    "train.projunn": Sample(
+        {"network": {"family": "rnn", "hidden": 12}, "data": COPYING, **RHYTHM}, nothing
+    ),
     "train.oialr": sample(delay=2, period=2),
 }

@@ -15,6 +15,7 @@ from stiefel.specs.networks import AnyNetwork
 ADAPTER: TypeAdapter[Any] = TypeAdapter(AnyNetwork)
 IMAGE = Signature("image", (3, 32, 32), 10)
 TOKENS = Signature("tokens", (12,), 7, vocabulary=50)
+SEQUENCE = Signature("sequence", (5, 3), 4)
 TINY_BERT = {
     "model_type": "bert",
     "hidden_size": 16,
@@ -37,6 +38,10 @@ CASES = [
     ({"family": "alexnet", "hidden": 16}, IMAGE),
     ({"family": "resnet20", "width": 4}, IMAGE),
     ({"family": "vit", "depth": 1, "heads": 2, "width": 16, "hidden": 32}, IMAGE),
+    ({"family": "rnn", "hidden": 8}, SEQUENCE),
+    ({"family": "rnn", "hidden": 8, "numbers": "complex"}, SEQUENCE),
+    ({"family": "rnn", "hidden": 8, "activation": "relu", "initialisation": "haar"}, SEQUENCE),
+    ({"family": "orthogonal_cnn", "channels": [4, 6]}, Signature("image", (3, 8, 8), 10)),
     ({"family": "transformers", "task": "image_classification", "config": TINY_VIT}, IMAGE),
     ({"family": "transformers", "task": "sequence_classification", "config": TINY_BERT}, TOKENS),
 ]
@@ -73,6 +78,9 @@ def test_lenet_has_the_sizes_of_the_paper() -> None:
     ("spec", "signature", "field"),
     [
         ({"family": "lenet5"}, Signature("vector", (64,), 10), "/network"),
+        ({"family": "rnn"}, IMAGE, "/network/family"),
+        ({"family": "orthogonal_cnn"}, SEQUENCE, "/network/family"),
+        ({"family": "orthogonal_cnn", "channels": [8, 4]}, IMAGE, "/network/channels/1"),
         ({"family": "vit", "patch": 5, "width": 6}, IMAGE, "/network/patch"),
         (
             {
@@ -113,6 +121,7 @@ def test_a_network_that_does_not_fit_is_refused_by_field(
         {"family": "mlp", "hiden": [3]},
         {"family": "perceptron"},
         {"family": "vit", "width": 10, "heads": 3},
+        {"family": "rnn", "numbers": "complex", "activation": "tanh"},
         {"family": "transformers", "task": "image_classification", "config": {}},
         {
             "family": "transformers",

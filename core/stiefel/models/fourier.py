@@ -1,0 +1,48 @@
+"""A convolutional network whose convolutions are isometries of their images."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from stiefel.errors import InvalidInputError
+from stiefel.models.signature import Signature
+from stiefel.specs.networks import OrthogonalCNN
+from stiefel.unitary import FourierConv2d
+
+SMALLEST_POOLED = 4  # pixels
+
+
+def orthogonal_cnn(spec: OrthogonalCNN, signature: Signature) -> nn.Sequential:
+    """Full-width convolutions, each followed by ReLU and a 2 x 2 mean, then ``head``.
+
+    Every convolution starts as the identity on its channels. No layer normalises: an isometry
+    keeps the scale by itself.
+
+    Raises:
+        InvalidInputError: the data is not images, or channels become fewer on the way.
+    """
+    if signature.kind != "image":
+        raise _misfit(f"needs images; the data has examples of kind {signature.kind}", "family")
+    n_in, height, width = signature.shape
+    layers: list[nn.Module] = []
+    for index, n_out in enumerate(spec.channels):
+        if n_out < n_in:
+            raise _misfit(f"{n_in} channels cannot become {n_out}", f"channels/{index}")
+        layers += [FourierConv2d(n_in, n_out, (height, width)), nn.ReLU()]
+        if min(height, width) >= SMALLEST_POOLED:
+            layers.append(nn.AvgPool2d(2))
+            height, width = height // 2, width // 2
+        n_in = n_out
+    network = nn.Sequential()
+    network.add_module("features", nn.Sequential(*layers, nn.Flatten()))
+    network.add_module("head", nn.Linear(n_in * height * width, signature.outputs))
+    return network
+
+
+def _misfit(detail: str, where: str) -> InvalidInputError:
+    return InvalidInputError(
+        f"an orthogonal CNN {detail}" if where == "family" else f"orthogonal CNN: {detail}",
+        code="network_does_not_fit",
+        fix="give images and channels that never fall",
+        field=f"/network/{where}",
+    )
