@@ -1,11 +1,12 @@
 from __future__ import annotations
 
 import json
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
 import pytest
-from certified_files import Certified
+from certified_files import Certified, certify
 from safetensors.numpy import load_file, save_file
 
 from stiefel_client.errors import UnreadableFileError
@@ -203,3 +204,22 @@ def test_a_header_bomb_is_not_read(tmp_path) -> None:
 
 def test_the_outcome_is_json(certified: Certified) -> None:
     assert json.loads(json.dumps(verify(certified.file).to_json()))["ok"] is True
+
+
+def test_memory_is_a_few_blocks_whatever_the_size(tmp_path) -> None:
+    file = tmp_path / "large.safetensors"
+    values = {f"w{i}": np.zeros((1024, 1024 * 16), np.float32) for i in range(3)}
+    save_file(values, file)
+    rows = {name: ("projected", name, {"orthogonality_defect": 32.0}) for name in values}
+    certificate = tmp_path / "certificate.json"
+    certificate.write_text(json.dumps(certify(file, rows, {})))
+    del values
+    tracemalloc.start()
+    try:
+        outcome = verify(file)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert outcome.ok, outcome.findings
+    assert file.stat().st_size > 200e6
+    assert peak < 140e6, f"{peak / 1e6:.0f} MB"
