@@ -25,7 +25,6 @@ from stiefel_jobs.states import State
 from stiefel_jobs.store import finish, keys
 from stiefel_jobs.store.claim import claim
 
-
 _NO_TLS = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
 
 
