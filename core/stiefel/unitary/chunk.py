@@ -179,13 +179,13 @@ class Chunk:
         """Accumulate the gradient's generator and move along the sum."""
         decay, adam = self.group["momentum"], self.group["scaling"] == "adam"
         k = gradient.a.shape[-1]
-        rank = min(self.group["momentum_rank"] or 4 * k, W.shape[-2])
+        rank, n = self.group["momentum_rank"] or 4 * k, W.shape[-2]
         F, K = accumulate(
             self._momentum(),
             gradient_generator(W, gradient),
             decay=decay,
             gain=torch.full_like(gain, 1 - decay) if adam else gain,
-            rank=max(2, rank // 2 * 2),
+            rank=n if rank >= n else max(2, rank // 2 * 2),
         )
         for index, state in enumerate(self.states):
             count = self.counts[0]

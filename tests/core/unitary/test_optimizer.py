@@ -30,12 +30,10 @@ RECIPES: list[dict[str, Any]] = [
 ]
 
 
-def closed_path(draw: Any, dtype: torch.dtype, n: int = 12) -> Tensor:
-    """A target in the component of the identity."""
-    T = draw.frame(n, n, dtype=dtype)
-    if not dtype.is_complex:
-        T[:, 0] *= torch.linalg.det(T).sign()
-    return T
+def closed_path(draw: Any, dtype: torch.dtype, n: int = 8) -> Tensor:
+    """A target a moderate rotation away from the identity."""
+    A = draw.normal(n, n, dtype=dtype)
+    return torch.linalg.matrix_exp((A - A.mH) * 0.15)
 
 
 def pull(parameters: list[nn.Parameter], targets: list[Tensor]) -> Tensor:
@@ -49,15 +47,15 @@ def test_it_descends_and_stays_on_the_manifold(
     draw: Any, defect: Any, recipe: dict[str, Any], dtype: torch.dtype
 ) -> None:
     targets = [closed_path(draw, dtype) for _ in range(2)]
-    parameters = [nn.Parameter(torch.eye(12, dtype=dtype)) for _ in range(2)]
+    parameters = [nn.Parameter(torch.eye(8, dtype=dtype)) for _ in range(2)]
     optimizer = ProjUNN(parameters, **recipe)
     first = float(pull(parameters, targets).detach())
-    for _ in range(200):
+    for _ in range(120):
         optimizer.zero_grad()
         loss = pull(parameters, targets)
         loss.backward()
         optimizer.step()
-    assert float(loss.detach()) < 0.35 * first
+    assert float(loss.detach()) < 0.3 * first
     for parameter in parameters:
         assert defect(parameter.detach()) < 2e-5
         assert float(optimizer.defects()[parameter]) < 2e-5
@@ -102,9 +100,9 @@ def test_a_resumed_run_is_the_same_run(draw: Any, recipe: dict[str, Any]) -> Non
             pull([parameter], [target]).backward()
             optimizer.step()
 
-    whole = nn.Parameter(torch.eye(12))
+    whole = nn.Parameter(torch.eye(8))
     steps(whole, ProjUNN([whole], **recipe), 8)
-    first = nn.Parameter(torch.eye(12))
+    first = nn.Parameter(torch.eye(8))
     optimizer = ProjUNN([first], **recipe)
     steps(first, optimizer, 5)
     saved = copy.deepcopy(optimizer.state_dict())
@@ -200,13 +198,13 @@ def test_grad_scaler_scales_nothing_in_the_end(draw: Any, factored: bool) -> Non
 def test_a_scaler_that_overflowed_leaves_the_step_out(draw: Any) -> None:
     layer, x = layer_and_batch(draw)
     before = layer.frame.detach().clone()
-    scaler = torch.amp.GradScaler("cpu", init_scale=1e300)
+    scaler = torch.amp.GradScaler("cpu", init_scale=1e30)
     optimizer = ProjUNN([layer.frame], lr=0.1, factored=False)
     scaler.scale((layer(x) * 1e300).sum()).backward()
     scaler.step(optimizer)
     scaler.update()
     assert torch.equal(layer.frame, before)
-    assert scaler.get_scale() < 1e300
+    assert scaler.get_scale() < 1e30
 
 
 def test_unscaling_beforehand_cannot_reach_factors(draw: Any) -> None:
@@ -216,7 +214,7 @@ def test_unscaling_beforehand_cannot_reach_factors(draw: Any) -> None:
     scaler.scale(layer(x).exp().sum()).backward()
     optimizer.param_groups[0]["params"][1].grad = torch.zeros(32, 32, dtype=torch.float64)
     scaler.unscale_(optimizer)
-    with pytest.raises(InvalidInputError, match="factored=False"):
+    with pytest.raises(InvalidInputError, match="unscale_"):
         scaler.step(optimizer)
 
 

@@ -1,0 +1,116 @@
+"""Interleaved timing and result files shared by the unitary benchmarks."""
+
+from __future__ import annotations
+
+import json
+import platform
+import shlex
+import statistics
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def interleaved(
+    candidates: Mapping[str, Callable[[], Any]], *, seconds: float, rounds: int = 200
+) -> dict[str, float]:
+    """Median milliseconds of each candidate, called in turn so that all meet the same machine.
+
+    Each gets a share of ``seconds``; slow ones fewer calls, but at least three after a warm-up.
+    """
+    times: dict[str, list[float]] = {name: [] for name in candidates}
+    for call in candidates.values():
+        call()
+    budget = seconds / len(candidates)
+    for index in range(rounds):
+        running = False
+        for name, call in candidates.items():
+            if index >= 3 and sum(times[name]) > budget:
+                continue
+            running = True
+            # Fast candidates follow themselves once, so that a slow peer's cache is not theirs.
+            if times[name] and times[name][-1] < 0.05:
+                call()
+            start = time.perf_counter()
+            call()
+            times[name].append(time.perf_counter() - start)
+        if not running:
+            break
+    return {name: 1e3 * statistics.median(taken) for name, taken in times.items()}
+
+
+def environment() -> dict[str, Any]:
+    """Device, threads and versions that a figure depends on."""
+    packages = {}
+    for name in ("torch", "numba", "numpy", "geotorch"):
+        try:
+            packages[name] = version(name)
+        except PackageNotFoundError:
+            packages[name] = "absent"
+    cpu = platform.processor() or platform.machine()
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        lines = info.read_text(encoding="utf-8").splitlines()
+        cpu = next((li.split(":")[1].strip() for li in lines if li.startswith("model name")), cpu)
+    arguments = list(sys.argv[1:])
+    if "--reference" in arguments:
+        arguments[arguments.index("--reference") + 1] = "PATH"
+    return {
+        "command": "python " + shlex.join(["benchmarks/" + Path(sys.argv[0]).name, *arguments]),
+        "device": cpu,
+        "threads": torch.get_num_threads(),
+        "python": platform.python_version(),
+        "packages": packages,
+    }
+
+
+def write(name: str, *, title: str, rows: Sequence[Mapping[str, Any]], notes: str = "") -> None:
+    """Write ``results/<name>.json`` and a table of the same rows as ``results/<name>.md``."""
+    RESULTS.mkdir(exist_ok=True)
+    env = environment()
+    record = {"environment": env, "rows": list(rows)}
+    text = json.dumps(record, indent=1) + "\n"
+    (RESULTS / f"{name}.json").write_text(text, encoding="utf-8")
+    columns = [key for key in rows[0] if not isinstance(rows[0][key], list)]
+    lines = [
+        f"# {title}",
+        "",
+        f"`{env['command']}`",
+        "",
+        f"{env['device']}, {env['threads']} threads;",
+    ]
+    lines += [", ".join(f"{k} {v}" for k, v in env["packages"].items()) + ".", ""]
+    lines += ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
+    for row in rows:
+        lines.append("| " + " | ".join(_cell(row.get(key, "")) for key in columns) + " |")
+    if notes:
+        lines += ["", notes]
+    (RESULTS / f"{name}.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    print("\n".join(lines))
+
+
+def _cell(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def reference(path: str | None) -> Any:
+    """Import the authors' ``projunn.utils`` from a checkout, or return None."""
+    if path is None:
+        return None
+    sys.path.insert(0, path)
+    import importlib
+
+    return importlib.import_module("projunn.utils")
+
+
+REFERENCE_HELP = (
+    "checkout of github.com/facebookresearch/projUNN with pull request 1 (main cannot be "
+    "imported: it holds merge-conflict markers); without it the authors' columns are empty"
+)
