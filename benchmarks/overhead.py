@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import os
 import statistics
 import subprocess
 import sys
@@ -82,7 +83,8 @@ def _service(made: Service, artifact: str, seed: int) -> float:
 def _script(source: Path, target: Path) -> float:
     """Seconds of the conversion alone: importing torch is not counted against the service."""
     command = [PYTHON, __file__, "--bare", str(source), str(target)]
-    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    env = os.environ | {"OMP_WAIT_POLICY": "passive"}  # as the worker sets it for its children
+    done = subprocess.run(command, check=True, capture_output=True, text=True, env=env)
     return float(done.stdout)
 
 
