@@ -23,6 +23,7 @@ from torch import Tensor
 
 from stiefel.linalg import polar_factor, skew
 from stiefel.linalg.positive_qr import positive_qr
+from stiefel.linalg.solve import solve
 
 Retraction = Callable[[Tensor, Tensor], Tensor]
 
@@ -46,12 +47,11 @@ def retract_cayley(x: Tensor, z: Tensor) -> Tensor:
     eye = torch.eye(p if n == p else 2 * p, dtype=x.dtype, device=x.device)
     if n == p:
         s = skew(x.mH @ z) / 2
-        step: Tensor = x + 2 * x @ torch.linalg.solve(eye - s, s)
-        return step
+        return x + 2 * x @ solve(eye - s, s)
     # W = P Z X^H - X (P Z)^H with P = I - X X^H / 2; kept as the product L R^H.
     pz = z - x @ (x.mH @ z) / 2
     left, right = torch.cat([pz, x], dim=-1), torch.cat([x, -pz], dim=-1)
-    inner: Tensor = torch.linalg.solve(eye - right.mH @ left / 2, right.mH @ x)
+    inner = solve(eye - right.mH @ left / 2, right.mH @ x)
     return x + left @ inner
 
 

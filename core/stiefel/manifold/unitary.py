@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from stiefel.linalg import skew
+from stiefel.linalg.solve import solve
 
 
 def skew_of_tangent(u: Tensor, z: Tensor) -> Tensor:
@@ -25,8 +26,7 @@ def cayley_step(u: Tensor, s: Tensor) -> Tensor:
     """Return ``U (I - S/2)^-1 (I + S/2)``: a step at any size, never reaching eigenvalue -1."""
     half = s / 2
     eye = torch.eye(s.shape[-1], dtype=s.dtype, device=s.device)
-    step: Tensor = u + 2 * u @ torch.linalg.solve(eye - half, half)
-    return step
+    return u + 2 * u @ solve(eye - half, half)
 
 
 def random_skew(*shape: int, generator: torch.Generator, dtype: torch.dtype) -> Tensor:
