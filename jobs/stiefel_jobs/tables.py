@@ -107,17 +107,6 @@ uploads = Table(
     Column("expires_at", Double, nullable=False, index=True),
 )
 
-upload_parts = Table(
-    "upload_parts",
-    metadata,
-    Column("upload_id", Id, ForeignKey("uploads.id", ondelete="CASCADE"), primary_key=True),
-    Column("number", Integer, primary_key=True, autoincrement=False),
-    Column("size", BigInteger, nullable=False),
-    Column("sha256", Digest),
-    Column("etag", Text),
-    Column("created_at", Double, nullable=False),
-)
-
 jobs = Table(
     "jobs",
     metadata,

@@ -11,8 +11,9 @@ from stiefel_jobs.blobs import Blobs
 from stiefel_jobs.database import Database
 from stiefel_jobs.errors import LimitError, NotFoundError, StoreError
 from stiefel_jobs.records import Artifact, NewArtifact, Segment, StateFile
-from stiefel_jobs.store import actions, artifacts, progress, uploads
-from stiefel_jobs.store.garbage import GRACE_S, collect_garbage
+from stiefel_jobs.states import State
+from stiefel_jobs.store import actions, artifacts, finish, progress, uploads
+from stiefel_jobs.store.garbage import GRACE_S, RETRY_S, collect_garbage
 
 
 @pytest.fixture
@@ -169,6 +170,25 @@ def test_what_a_live_job_needs_outlives_its_time(yard: Yard, blobs: Blobs, tmp_p
     assert collect_garbage(yard.db, blobs) == 0
     assert blobs.exists(TENANT, source.sha256)
     assert blobs.exists(TENANT, state.sha256)
+
+
+def test_a_cancelled_jobs_checkpoint_waits_a_week_for_a_retry(
+    yard: Yard, blobs: Blobs, tmp_path: Path
+) -> None:
+    job = yard.submit()
+    held = yard.claim()
+    assert held is not None
+    state = blobs.put_stream(TENANT, [b"state"])
+    files = [StateFile("s", 5, [Segment(state.sha256, 5)])]
+    progress.checkpoint(yard.db, job_id=job.id, fence=held.fence, step=1, files=files)
+    actions.cancel(yard.db, tenant=TENANT, job_id=job.id)
+    finish.release(yard.db, job_id=job.id, fence=held.fence, to=State.CANCELLED, reason="cancelled")
+    age(blobs, tmp_path, RETRY_S + 2)
+    yard.advance(RETRY_S - 60)
+    assert collect_garbage(yard.db, blobs) == 0
+    yard.advance(120)
+    assert collect_garbage(yard.db, blobs) == 1
+    assert not blobs.exists(TENANT, state.sha256)
 
 
 def test_staged_bytes_of_finished_and_dead_uploads_go(

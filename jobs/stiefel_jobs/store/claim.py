@@ -9,7 +9,7 @@ from sqlalchemy import Connection, Row, and_, case, func, insert, or_, select, u
 from sqlalchemy.sql.elements import ColumnElement
 
 from stiefel_jobs.database import Database
-from stiefel_jobs.records import Artifact, Claim
+from stiefel_jobs.records import Artifact, Checkpoint, Claim
 from stiefel_jobs.states import LEASED, PRIORITIES, Blame, State
 from stiefel_jobs.store.attempts import end_attempt, give_up, lose
 from stiefel_jobs.store.changes import change, stale
@@ -127,6 +127,34 @@ def _take(
 ) -> Claim | None:
     """Lease the locked, queued job; None, and a failed job, where an input has been deleted."""
     fence, attempt = row.fence + 1, row.attempt + 1
+    checkpoint = _begin_attempt(connection, db, row, worker, lease_s)
+    inputs = _inputs(connection, row.id)
+    if missing := sorted(set(row.inputs) - set(inputs)):
+        _fail_for_input(connection, db, row.id, row.inputs[missing[0]])
+        return None
+    left = connection.execute(select(jobs.c.deadline_at - db.now).where(jobs.c.id == row.id))
+    return Claim(
+        job_id=row.id,
+        tenant=row.tenant,
+        method=row.method,
+        spec=row.spec,
+        inputs=inputs,
+        queue=row.queue,
+        fence=fence,
+        attempt=attempt,
+        checkpoint=checkpoint,
+        deadline_at=row.deadline_at,
+        seconds_left=left.scalar(),
+        output_ttl_s=row.output_ttl_s,
+        traceparent=row.traceparent,
+    )
+
+
+def _begin_attempt(
+    connection: Connection, db: Database, row: Row[Any], worker: str, lease_s: float
+) -> Checkpoint | None:
+    """Write the lease and the attempt; return the checkpoint it resumes from."""
+    fence, attempt = row.fence + 1, row.attempt + 1
     change(
         connection,
         db,
@@ -153,26 +181,7 @@ def _take(
             started_at=db.now,
         )
     )
-    inputs = _inputs(connection, row.id)
-    if missing := sorted(set(row.inputs) - set(inputs)):
-        _fail_for_input(connection, db, row.id, row.inputs[missing[0]])
-        return None
-    left = connection.execute(select(jobs.c.deadline_at - db.now).where(jobs.c.id == row.id))
-    return Claim(
-        job_id=row.id,
-        tenant=row.tenant,
-        method=row.method,
-        spec=row.spec,
-        inputs=inputs,
-        queue=row.queue,
-        fence=fence,
-        attempt=attempt,
-        checkpoint=checkpoint,
-        deadline_at=row.deadline_at,
-        seconds_left=left.scalar(),
-        output_ttl_s=row.output_ttl_s,
-        traceparent=row.traceparent,
-    )
+    return checkpoint
 
 
 def _inputs(connection: Connection, job_id: str) -> dict[str, Artifact]:

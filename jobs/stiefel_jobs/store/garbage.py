@@ -15,10 +15,22 @@ from sqlalchemy import ColumnElement, Connection, delete, exists, select, tuple_
 
 from stiefel_jobs.blobs import Blobs
 from stiefel_jobs.database import Database
+from stiefel_jobs.states import TERMINAL
 from stiefel_jobs.store.artifacts import readers
-from stiefel_jobs.tables import artifacts, blobs, checkpoint_segments, job_inputs, uploads
+from stiefel_jobs.store.progress import drop_checkpoints
+from stiefel_jobs.tables import (
+    artifacts,
+    blobs,
+    checkpoint_segments,
+    checkpoints,
+    job_inputs,
+    jobs,
+    uploads,
+)
 
 GRACE_S = 86400.0
+#: How long a failed or cancelled job can still be retried from its last checkpoint.
+RETRY_S = 7 * 86400.0
 _BATCH = 500
 
 
@@ -29,6 +41,7 @@ def collect_garbage(db: Database, store: Blobs, *, grace_s: float = GRACE_S) -> 
     """
     with db.write() as connection:
         _delete_expired(connection, db)
+        _drop_old_checkpoints(connection, db)
     removed = 0
     while batch := _forget_blobs(db, grace_s):
         for tenant, sha256 in batch:
@@ -42,6 +55,15 @@ def _delete_expired(connection: Connection, db: Database) -> None:
     used = readers().where(job_inputs.c.artifact_id == artifacts.c.id).correlate(artifacts)
     connection.execute(delete(artifacts).where(artifacts.c.expires_at <= db.now, ~exists(used)))
     connection.execute(delete(uploads).where(uploads.c.expires_at <= db.now))
+
+
+def _drop_old_checkpoints(connection: Connection, db: Database) -> None:
+    over = select(jobs.c.id).where(
+        jobs.c.state.in_(TERMINAL), jobs.c.finished_at <= db.now - RETRY_S
+    )
+    held = select(checkpoints.c.job_id).where(checkpoints.c.job_id.in_(over)).distinct()
+    for job_id in connection.execute(held).scalars().all():
+        drop_checkpoints(connection, job_id)
 
 
 def _forget_blobs(db: Database, grace_s: float) -> list[tuple[str, str]]:

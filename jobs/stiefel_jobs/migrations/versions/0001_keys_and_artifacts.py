@@ -13,7 +13,7 @@ depends_on = None
 
 JSON = sa.JSON(none_as_null=True).with_variant(JSONB(none_as_null=True), "postgresql")
 
-TABLES = ("blobs", "tenants", "uploads", "api_keys", "artifacts", "upload_parts")
+TABLES = ("blobs", "tenants", "uploads", "api_keys", "artifacts")
 
 
 def upgrade() -> None:
@@ -23,7 +23,6 @@ def upgrade() -> None:
     _uploads()
     _api_keys()
     _artifacts()
-    _upload_parts()
 
 
 def downgrade() -> None:
@@ -121,22 +120,3 @@ def _artifacts() -> None:
     op.create_index("ix_artifacts_job_id", "artifacts", ["job_id"])
     op.create_index("ix_artifacts_tenant_id", "artifacts", ["tenant", "id"])
     op.create_index("ix_artifacts_tenant_sha256", "artifacts", ["tenant", "sha256"])
-
-
-def _upload_parts() -> None:
-    op.create_table(
-        "upload_parts",
-        sa.Column("upload_id", sa.String(64), nullable=False),
-        sa.Column("number", sa.Integer(), autoincrement=False, nullable=False),
-        sa.Column("size", sa.BigInteger(), nullable=False),
-        sa.Column("sha256", sa.String(64)),
-        sa.Column("etag", sa.Text()),
-        sa.Column("created_at", sa.Double(), nullable=False),
-        sa.ForeignKeyConstraint(
-            ["upload_id"],
-            ["uploads.id"],
-            name="fk_upload_parts_upload_id_uploads",
-            ondelete="CASCADE",
-        ),
-        sa.PrimaryKeyConstraint("upload_id", "number", name="pk_upload_parts"),
-    )
