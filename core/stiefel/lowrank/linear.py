@@ -11,7 +11,13 @@ from torch.nn import functional
 
 from stiefel.lowrank.initial import drawn_factors, spectral_factors
 from stiefel.lowrank.layer import LowRankLayer, compute_copies, recording
-from stiefel.lowrank.product import LinearProduct, MergedProduct, Tape, linear_corner
+from stiefel.lowrank.product import (
+    LinearProduct,
+    MergedProduct,
+    Tape,
+    factored_product,
+    linear_corner,
+)
 from stiefel.lowrank.steps import Factors
 
 Evaluation = Literal["factored", "merged", "auto"]
@@ -109,6 +115,8 @@ class LowRankLinear(LowRankLayer):
         y: Tensor
         if tape is None and self._merges(rows.shape[0]):
             y = MergedProduct.apply(rows, U, S, V, bias)  # type: ignore[no-untyped-call]
+        elif tape is None:
+            y = factored_product(rows, U, S, V, bias)
         else:
             y = LinearProduct.apply(rows, U, S, V, bias, tape)  # type: ignore[no-untyped-call]
         return y if x.ndim == 2 else y.reshape(*x.shape[:-1], y.shape[-1])
