@@ -121,7 +121,9 @@ def convert_checkpoint(spec: ConversionSpec, run: Run, prepare: Prepare) -> Outc
 
 
 def _identity(spec: ConversionSpec, readers: Mapping[str, TensorReader]) -> str:
-    digest = hashlib.sha256(json.dumps(spec.model_dump(mode="json"), sort_keys=True).encode())
+    # Without defaults: a job paused before an upgrade that adds a field resumes after it.
+    asked = spec.model_dump(mode="json", exclude_defaults=True)
+    digest = hashlib.sha256(json.dumps(asked, sort_keys=True).encode())
     for name, reader in sorted(readers.items()):
         digest.update(f"\0{name}\0{reader.table.size}\0".encode())
         digest.update(reader.header())
