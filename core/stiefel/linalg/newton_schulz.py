@@ -31,16 +31,23 @@ class Iterate(NamedTuple):
 
 
 def newton_schulz(
-    x: Tensor, residual: Tensor, bound: float, *, limit: int, reach: float = math.inf
+    x: Tensor,
+    residual: Tensor,
+    bound: float,
+    *,
+    limit: int,
+    reach: float = math.inf,
+    scale: Tensor | None = None,
 ) -> Iterate | None:
     """Step until every defect is at most ``bound``, or ``limit`` steps were made.
 
     Args:
         x: ``(..., n, p)`` with singular values in (0, sqrt(3)).
-        residual: ``X^H X - I``, which the caller has formed to choose this algorithm.
+        residual: ``X^H X - I`` of the scaled x, which the caller has formed for its choice.
         bound: on ``||X^H X - I||_F``.
         limit: most steps; the caller judges the defect of what comes back.
         reach: give up, with None, if the spectral norm of ``residual`` may exceed this.
+        scale: ``(..., 1, 1)``, a factor on ``x`` that is cheaper to put on the first series.
     """
     defect = torch.linalg.matrix_norm(residual)
     largest = _largest(defect)
@@ -50,12 +57,13 @@ def newton_schulz(
         series = _series(residual, largest, bound, math.inf if steps else reach)
         if series is None:
             return None
-        x = x @ series
+        x = x @ (series if scale is None else series.mul_(scale))
+        scale = None
         residual = gram_residual(x)
         defect = torch.linalg.matrix_norm(residual)
         largest = _largest(defect)
         steps += 1
-    return Iterate(x, residual, defect, steps)
+    return Iterate(x if scale is None else x * scale, residual, defect, steps)
 
 
 def _largest(values: Tensor) -> float:

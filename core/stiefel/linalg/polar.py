@@ -24,8 +24,8 @@ from stiefel.linalg.spectrum import (
 Algorithm = Literal["auto", "svd", "newton_schulz", "polynomial", "gram"]
 
 # Bounds of the choice; benchmarks/polar.py measures each algorithm on both sides of them.
-NEAR = 0.6  # norm of the residual under which the binomial series beats everything
-REACH = 1.6  # bound on its spectral norm up to which the series still converges
+NEAR = 0.6  # bound on the residual's norm under which the binomial series beats everything
+REACH = 1.6  # bound up to which it still converges
 NEAR_SPREAD = 0.12  # spread of the eigenvalues of G under which that is worth finding out
 WIDE_SPREAD = 4.6  # spread that means a condition number over 100: the SVD wins
 GAUSSIAN = (0.9, 1.2)  # spread of a square Gaussian matrix: common, and ill-conditioned
@@ -123,12 +123,15 @@ def _prepared(x: Tensor) -> Tensor:
 
 def _range(values: Tensor) -> tuple[float, float]:
     if values.numel() == 1:
-        return float(values), float(values)
+        value = float(values)
+        return value, value
     return float(values.min()), float(values.max())
 
 
 def _misses(result: Polar, bound: float) -> bool:
-    return not bool((result.defect <= bound).all())
+    defect = result.defect
+    # Written so that NaN misses; a host value is read once, tiny matrices feel each operation.
+    return not float(defect.max() if defect.ndim else defect) <= bound
 
 
 def _auto(x: Tensor, bound: float) -> Polar:
@@ -146,7 +149,7 @@ def _iterated(x: Tensor, bound: float) -> Polar | None:
     gram = x.mH @ x
     width = spread(x, gram)
     if width <= NEAR_SPREAD:
-        near = _near(x, gram, bound, width)
+        near = _near(x, gram, bound)
         if near is not None:
             return near
     if not width <= WIDE_SPREAD:
@@ -158,15 +161,19 @@ def _iterated(x: Tensor, bound: float) -> Polar | None:
     return _gram(x, bound, gram) if x.device.type == "cpu" else _polynomial(x, bound, gram)
 
 
-def _near(x: Tensor, gram: Tensor, bound: float, width: float) -> Polar | None:
+def _near(x: Tensor, gram: Tensor, bound: float) -> Polar | None:
     mean = mean_eigenvalue(gram)
     residual = gram / mean
     residual.diagonal(dim1=-2, dim2=-1).sub_(1)
-    # The spread is the squared Frobenius norm of the residual over p.
-    if width * x.shape[-1] > NEAR * NEAR and not exceeds(gram, mean / 8):
-        return None
-    iterate = newton_schulz(x * mean.rsqrt(), residual, bound, limit=6, reach=REACH)
-    return iterate and _polar(iterate, "newton_schulz")
+    for reach in (NEAR, REACH):
+        # Beyond the first reach a few small singular values could hide among good ones.
+        if reach == REACH and not exceeds(gram, mean / 8):
+            return None
+        scale = mean.rsqrt()
+        iterate = newton_schulz(x, residual, bound, limit=6, reach=reach, scale=scale)
+        if iterate is not None:
+            return _polar(iterate, "newton_schulz")
+    return None
 
 
 def _polar(iterate: Iterate, name: str, *, before: int = 0) -> Polar:
@@ -175,9 +182,8 @@ def _polar(iterate: Iterate, name: str, *, before: int = 0) -> Polar:
 
 def _newton_schulz(x: Tensor, bound: float) -> Polar | None:
     gram = x.mH @ x
-    width = spread(x, gram)
-    if width <= NEAR_SPREAD:
-        near = _near(x, gram, bound, width)
+    if spread(x, gram) <= NEAR_SPREAD:
+        near = _near(x, gram, bound)
         if near is not None:
             return near
     # The series needs eigenvalues of X^H X under 3; the mean serves until they spread.

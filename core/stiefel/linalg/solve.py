@@ -19,7 +19,7 @@ def solve(a: Tensor, b: Tensor) -> Tensor:
     if not large or not a.numel():
         x: Tensor = torch.linalg.solve(a, b)
         return x
-    batch = torch.broadcast_shapes(a.shape[:-2], b.shape[:-2])
+    batch = torch.broadcast_shapes(a.shape[:-2], b.shape[:-2])  # type: ignore[no-untyped-call]
     pairs = zip(
         a.expand(*batch, *a.shape[-2:]).flatten(0, -3),
         b.expand(*batch, *b.shape[-2:]).flatten(0, -3),
