@@ -1,0 +1,69 @@
+"""Draw the MNIST frontiers: ours from benchmarks/results, the authors' as published.
+
+python benchmarks/lowrank_plot.py --out docs/lowrank-frontier.svg
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+from collections import defaultdict
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+
+RESULTS = Path(__file__).parent / "results"
+# (percent saved, accuracy) after 250 epochs of adaptive training and 100 of fine-tuning.
+AUTHORS = [(35.0, 98.47), (61.6, 98.49), (75.3, 98.37), (82.6, 98.10), (86.5, 97.95), (89.2, 97.41)]
+AUTHORS += [(91.1, 97.44), (92.4, 96.53)]
+AUTHORS_LENET = [(93.0, 98.21), (95.3, 98.14), (97.0, 98.12), (97.8, 97.45)]
+
+
+def frontier(name: str) -> list[tuple[float, float]]:
+    """Mean over seeds of every tolerance, by share saved."""
+    path = RESULTS / name
+    if not path.exists():
+        return []
+    groups = defaultdict(list)
+    for run in json.loads(path.read_text())["runs"]:
+        groups[run["tolerance"]].append((run["saved"], run["accuracy"]))
+    return sorted(
+        (statistics.mean(s for s, _ in runs), statistics.mean(a for _, a in runs))
+        for runs in groups.values()
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", type=Path, required=True)
+    args = parser.parse_args()
+    plt.rcParams["svg.hashsalt"] = "stiefel"
+    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4), width_ratios=[3, 2])
+    curves = [
+        (
+            "ours, one run of 25 epochs, images shifted by up to 1 pixel",
+            "mnist_frontier.json",
+            "o-",
+        ),
+        ("ours, the same without shifts", "mnist_frontier_plain.json", "s--"),
+    ]
+    for label, name, style in curves:
+        points = frontier(name)
+        if points:
+            left.plot(*zip(*points, strict=True), style, label=label)
+    left.plot(*zip(*AUTHORS, strict=True), "x:", label="authors, 250 + 100 epochs")
+    points = frontier("lenet_frontier.json")
+    if points:
+        right.plot(*zip(*points, strict=True), "o-", label="ours, shifted images")
+    right.plot(*zip(*AUTHORS_LENET, strict=True), "x:", label="authors")
+    for axes, title in ((left, "MNIST, 5 layers of width 500"), (right, "MNIST, LeNet5")):
+        axes.set(title=title, xlabel="parameters saved, %", ylabel="test accuracy, %")
+        axes.grid(alpha=0.3)
+        axes.legend()
+    figure.tight_layout()
+    figure.savefig(args.out, metadata={"Date": None})
+
+
+if __name__ == "__main__":
+    main()
