@@ -72,31 +72,7 @@ def test_an_exception_is_tried_again_and_its_text_stays_in_the_log(shared: Site)
     assert "RuntimeError: hunter2" in shared.workers[0].log
 
 
-@pytest.mark.parametrize(
-    ("act", "reason"),
-    [
-        ("leave", "process_exited"),
-        ("abort", "killed_by_signal"),
-        ("babble", "protocol_error"),
-        ("smuggle", "protocol_error"),
-    ],
-)
-def test_a_child_that_goes_astray_fails_the_attempt(shared: Site, act: str, reason: str) -> None:
-    job = shared.wait(shared.submit(act, text="/etc/passwd", max_attempts=1))
-    assert (job.state, job.blame, job.reason) == (State.FAILED, Blame.SYSTEM, reason)
-    assert job.result is None
-
-
-@pytest.mark.parametrize("act", ["eat", "gulp"])
-def test_memory_has_a_limit_and_two_deaths_of_it_are_enough(shared: Site, act: str) -> None:
-    job = shared.wait(shared.submit(act, max_attempts=5))
-    assert (job.state, job.blame, job.reason) == (State.FAILED, Blame.RESOURCE, "out_of_memory")
-    assert shared.reasons(job.id) == ["out_of_memory"] * 2
-    assert job.error is not None
-    assert any(word in job.error["detail"] for word in ("MiB", "bytes"))
-
-
-@pytest.mark.parametrize("act", ["idle", "stuck", "family"])
+@pytest.mark.parametrize("act", ["stuck", "family"])
 def test_cancel_kills_within_two_seconds(shared: Site, act: str) -> None:
     job_id = shared.submit(act)
     data = shared.began(job_id)
@@ -135,11 +111,6 @@ def test_state_files_may_be_deleted_while_they_are_uploaded(shared: Site) -> Non
     assert again["done"] > 0
     assert again["files"] == 1
     assert shared.read(job, "last.bin") == bytes([40]) * 100_000
-
-
-def test_a_deadline_ends_a_running_job(shared: Site) -> None:
-    job = shared.wait(shared.submit("idle", deadline_s=1.5), seconds=10)
-    assert (job.state, job.blame, job.reason) == (State.FAILED, Blame.TIMEOUT, "deadline_passed")
 
 
 def test_a_bell_that_nobody_rang_costs_a_polling_interval(shared: Site) -> None:

@@ -53,8 +53,8 @@ def warm_up(scratch: Path) -> dict[str, Any]:
     Raises:
         RuntimeError: children cannot start here; the log says why.
     """
-    # Threads that spin while they wait starve their neighbours: with as many busy processes as cores,
-    # a singular value decomposition was measured 6 to 25 times slower than with threads that sleep.
+    # Threads that spin while they wait starve their neighbours: on a busy machine of two cores a
+    # singular value decomposition was measured 6 to 25 times slower than with threads that sleep.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     _context.set_forkserver_preload(["stiefel_worker.warm"])
     ours, theirs = _context.Pipe(duplex=False)
