@@ -9,12 +9,14 @@ from stiefel.lowrank.factored import FactoredConv2d, FactoredLinear
 from stiefel.lowrank.integrator import LowRankIntegrator, StepReport
 from stiefel.lowrank.layer import LowRankLayer
 from stiefel.lowrank.linear import LowRankLinear
+from stiefel.lowrank.lora import Adapter, save_adapter, split_pissa
 from stiefel.lowrank.oialr import OialrReport, OialrSchedule, trainable_share
 from stiefel.lowrank.reduce import prepare_for_ddp
 from stiefel.lowrank.transition import CuttlefishSwitch, enter_factors
 from stiefel.lowrank.truncation import RankRule
 
 __all__ = [
+    "Adapter",
     "Conversion",
     "CuttlefishSwitch",
     "Exported",
@@ -36,6 +38,8 @@ __all__ = [
     "load_factored",
     "merge",
     "prepare_for_ddp",
+    "save_adapter",
+    "split_pissa",
     "to_low_rank",
     "trainable_share",
 ]

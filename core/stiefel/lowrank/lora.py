@@ -1,0 +1,93 @@
+"""PiSSA: LoRA adapters that start from the leading singular directions of the weights.
+
+The adapter takes the best rank-r part of W and the base keeps the rest: the model's function is
+unchanged at the start, and training moves the directions that matter most. The adapter is written
+in the layout that ``peft`` loads.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from stiefel.errors import InvalidInputError
+from stiefel.lowrank.factored import balanced
+from stiefel.lowrank.initial import spectral_factors
+
+
+class Adapter(NamedTuple):
+    """LoRA factors by layer: the layer computes W_base x + B A x."""
+
+    rank: int
+    A: dict[str, Tensor]  # (r, m)
+    B: dict[str, Tensor]  # (n, r)
+
+
+@torch.no_grad()
+def split_pissa(model: nn.Module, names: Sequence[str], rank: int) -> Adapter:
+    """Take the leading rank-r part out of the named linear layers of ``model``, in place.
+
+    Args:
+        model: its weights become the residual W - B A.
+        names: linear layers.
+        rank: at most min(n, m) of every layer.
+
+    Raises:
+        InvalidInputError: a name is no linear layer, or the rank is out of range.
+
+    Cost: one SVD per layer.
+
+    Source: Meng et al., PiSSA, NeurIPS 2024, arXiv 2404.02948.
+    """
+    A: dict[str, Tensor] = {}
+    B: dict[str, Tensor] = {}
+    for name in names:
+        layer = model.get_submodule(name)
+        if not isinstance(layer, nn.Linear):
+            raise InvalidInputError(
+                f"{name!r} is a {type(layer).__name__}, not a linear layer",
+                code="unsupported_layer",
+                tensor=name,
+                fix="name linear layers only",
+            )
+        factors = spectral_factors(layer.weight.float(), rank)
+        out, into = balanced(factors.left, factors.core, factors.right)
+        layer.weight.sub_((out @ into).to(layer.weight.dtype))
+        A[name], B[name] = into.to(layer.weight.dtype), out.to(layer.weight.dtype)
+    return Adapter(rank, A, B)
+
+
+def save_adapter(adapter: Adapter, folder: str | Path, *, base: str | None = None) -> None:
+    """Write ``adapter_config.json`` and ``adapter_model.safetensors`` for ``peft``.
+
+    Args:
+        adapter: from :func:`split_pissa`. alpha equals the rank, so that the scale is 1 and
+            no later change of rank can rescale the function.
+        folder: made if absent.
+        base: name or path of the residual model, which must be kept with the adapter.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    config = {
+        "peft_type": "LORA",
+        "base_model_name_or_path": base,
+        "r": adapter.rank,
+        "lora_alpha": adapter.rank,
+        "lora_dropout": 0.0,
+        "bias": "none",
+        "target_modules": sorted(adapter.A),
+        "task_type": None,
+    }
+    (folder / "adapter_config.json").write_text(json.dumps(config, indent=1) + "\n")
+    tensors = {
+        f"base_model.model.{name}.lora_{letter}.weight": value.contiguous()
+        for letter, part in (("A", adapter.A), ("B", adapter.B))
+        for name, value in part.items()
+    }
+    safetensors.torch.save_file(tensors, folder / "adapter_model.safetensors")

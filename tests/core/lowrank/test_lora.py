@@ -1,0 +1,57 @@
+"""PiSSA adapters: the function is unchanged, and peft loads what we write."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import safetensors.torch
+import torch
+from torch import nn
+
+from stiefel.errors import InvalidInputError
+from stiefel.lowrank.lora import save_adapter, split_pissa
+
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Linear(12, 20), nn.Linear(20, 8)
+        self.norm = nn.LayerNorm(8)
+
+    def forward(self, x):
+        return self.norm(self.second(torch.tanh(self.first(x))))
+
+
+def test_the_adapter_holds_the_leading_part_and_the_base_the_rest():
+    net = Net()
+    before = net.first.weight.detach().clone()
+    adapter = split_pissa(net, ["first"], 4)
+    sigma = torch.linalg.svdvals(before)
+    torch.testing.assert_close(adapter.B["first"] @ adapter.A["first"] + net.first.weight, before)
+    torch.testing.assert_close(
+        torch.linalg.svdvals(net.first.weight)[:8], sigma[4:12], atol=1e-5, rtol=1e-4
+    )
+    with pytest.raises(InvalidInputError, match="LayerNorm"):
+        split_pissa(net, ["norm"], 1)
+    with pytest.raises(InvalidInputError, match="rank 13"):
+        split_pissa(net, ["first"], 13)
+
+
+def test_the_files_hold_what_a_lora_loader_needs(tmp_path, generator):
+    """benchmarks/pissa_peft.py loads them with ``peft`` itself."""
+    net = Net().eval()
+    x = torch.randn(5, 12, generator=generator)
+    before = net(x)
+    save_adapter(split_pissa(net, ["first", "second"], 3), tmp_path, base="residual")
+    config = json.loads((tmp_path / "adapter_config.json").read_text())
+    assert config["peft_type"] == "LORA"
+    assert config["lora_alpha"] == config["r"] == 3
+    assert config["target_modules"] == ["first", "second"]
+    tensors = safetensors.torch.load_file(tmp_path / "adapter_model.safetensors")
+    with torch.no_grad():
+        for name in config["target_modules"]:
+            stem = f"base_model.model.{name}.lora_"
+            delta = tensors[f"{stem}B.weight"] @ tensors[f"{stem}A.weight"]
+            net.get_submodule(name).weight.add_(delta)
+    torch.testing.assert_close(net(x), before, atol=1e-5, rtol=1e-5)
