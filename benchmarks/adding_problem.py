@@ -25,6 +25,7 @@ class Adder(nn.Module):
         self.out = nn.Linear(hidden, 1)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Predict the sum from ``(batch, time, 2)``."""
         states, _ = self.recurrence(x)
         return self.out(states[:, -1])[:, 0]
 

@@ -31,6 +31,7 @@ class Recaller(nn.Module):
         self.out = nn.Linear(hidden, SYMBOLS + 1)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Class scores at every position of ``(batch, time, 10)``."""
         states, _ = self.recurrence(x)
         return self.out(states)
 
