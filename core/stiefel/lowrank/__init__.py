@@ -6,6 +6,7 @@ from stiefel.lowrank.convert import Conversion, Skipped, to_low_rank
 from stiefel.lowrank.convolution import LowRankConv2d
 from stiefel.lowrank.export import Exported, export, merge
 from stiefel.lowrank.factored import FactoredConv2d, FactoredLinear
+from stiefel.lowrank.galore import GaLoreAdamW
 from stiefel.lowrank.integrator import LowRankIntegrator, StepReport
 from stiefel.lowrank.layer import LowRankLayer
 from stiefel.lowrank.linear import LowRankLinear
@@ -22,6 +23,7 @@ __all__ = [
     "Exported",
     "FactoredConv2d",
     "FactoredLinear",
+    "GaLoreAdamW",
     "Loaded",
     "LowRankConv2d",
     "LowRankIntegrator",

@@ -1,0 +1,71 @@
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from stiefel.errors import InvalidInputError
+from stiefel.lowrank.galore import GaLoreAdamW
+
+
+def problem(generator):
+    net = nn.Sequential(nn.Linear(20, 30), nn.Tanh(), nn.Linear(30, 12))
+    x = torch.randn(64, 20, generator=generator)
+    return net, x, torch.sin(x[:, :12])
+
+
+def train(net, optimizer, x, y, steps):
+    losses = []
+    for _ in range(steps):
+        optimizer.zero_grad()
+        loss = (net(x) - y).square().mean()
+        loss.backward()
+        optimizer.step()
+        losses.append(float(loss.detach()))
+    return losses
+
+
+@pytest.mark.parametrize("energy", [None, 0.9])
+def test_it_trains_with_states_of_the_subspace(generator, energy):
+    net, x, y = problem(generator)
+    optimizer = GaLoreAdamW(net.parameters(), rank=6, period=20, energy=energy, lr=1e-2)
+    losses = train(net, optimizer, x, y, 200)
+    assert losses[-1] < 0.3 * losses[0]
+    first, second = (optimizer.state[net[i].weight] for i in (0, 2))
+    assert first["basis"].shape[0] == 20
+    assert second["basis"].shape[0] == 12
+    assert first["exp_avg"].shape == (first["basis"].shape[1], 30)
+    assert first["basis"].shape[1] <= 6
+    assert (first["exp_avg_sq"] >= 0).all()
+    eye = torch.eye(first["basis"].shape[1])
+    torch.testing.assert_close(first["basis"].T @ first["basis"], eye, atol=1e-5, rtol=0)
+
+
+def test_what_is_no_large_matrix_gets_adamw(generator):
+    net, x, y = problem(generator)
+    twin = copy.deepcopy(net)
+    train(net, GaLoreAdamW(net.parameters(), rank=99, weight_decay=0.1), x, y, 5)
+    train(twin, torch.optim.AdamW(twin.parameters(), lr=1e-3, weight_decay=0.1), x, y, 5)
+    for p, q in zip(net.parameters(), twin.parameters(), strict=True):
+        torch.testing.assert_close(p, q, atol=1e-6, rtol=1e-5)
+
+
+def test_an_update_lies_in_the_subspace_and_resumes(generator):
+    net, x, y = problem(generator)
+    optimizer = GaLoreAdamW(net.parameters(), rank=3, period=50)
+    before = net[2].weight.detach().clone()
+    train(net, optimizer, x, y, 10)
+    assert torch.linalg.matrix_rank(net[2].weight.detach() - before, rtol=1e-4) == 3
+    again, other = copy.deepcopy(net), None
+    other = GaLoreAdamW(again.parameters(), rank=3, period=50)
+    other.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    assert train(net, optimizer, x, y, 50) == train(again, other, x, y, 50)
+
+
+def test_bad_options_are_refused(generator):
+    net, _, _ = problem(generator)
+    for wrong in ({"rank": 0}, {"period": 0}, {"energy": 1.5}):
+        with pytest.raises(InvalidInputError):
+            GaLoreAdamW(net.parameters(), **wrong)
