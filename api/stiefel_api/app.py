@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from importlib import import_module
 
 from fastapi import FastAPI
 
@@ -36,6 +37,8 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         settings: by default from the environment.
     """
     service = Service.of(settings or Settings())
+    for package in filter(None, (name.strip() for name in service.settings.plugins.split(","))):
+        import_module(f"{package}.specs")  # defining a spec registers it; its method stays out
     app = FastAPI(
         title="Stiefel",
         version=VERSION,

@@ -32,6 +32,8 @@ class Settings(BaseSettings):
     store_url: str = Field(default="", repr=False)
     scratch_dir: Path | None = None
 
+    plugins: str = Field(default="", description="Packages of more methods, comma-separated")
+
     s3_endpoint: str | None = None
     s3_region: str = "us-east-1"
     s3_access_key_id: SecretStr | None = None
