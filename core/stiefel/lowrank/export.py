@@ -10,7 +10,6 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from stiefel.lowrank.attention import LowRankMultiheadAttention
 from stiefel.lowrank.convert import replace_module
 from stiefel.lowrank.convolution import LowRankConv2d
 from stiefel.lowrank.factored import FactoredConv2d, FactoredLinear, balanced
@@ -174,8 +173,3 @@ def _race(first: nn.Module, second: nn.Module, x: Tensor) -> tuple[float, float]
             if turn >= 2:
                 record.append((time.perf_counter() - started) * 1e3)
     return statistics.median(times[0]), statistics.median(times[1])
-
-
-def attention_layers(model: nn.Module) -> list[str]:
-    """Names of the attention layers that hold low-rank projections."""
-    return [n for n, m in model.named_modules() if isinstance(m, LowRankMultiheadAttention)]
