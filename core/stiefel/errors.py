@@ -54,7 +54,7 @@ class NotConvergedError(StiefelError, ArithmeticError):
     default_code = "not_converged"
 
 
-class StopRequested(StiefelError):
+class StopRequested(StiefelError):  # noqa: N818 - a request obeyed, not an error
     """Raised inside a method at a safe point after a stop was requested; never a failure."""
 
     default_code = "stop_requested"
