@@ -11,10 +11,12 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from stiefel.linalg import orthogonality_defect
 from stiefel.methods.protocol import Delivery, Outcome, Run
+from stiefel.methods.several import run_in_several
 from stiefel.models.hugging_face import HuggingFaceNetwork
 from stiefel.specs.training import TrainingSpec
 from stiefel.training.series import write_parquet, write_tensorboard
@@ -33,8 +35,15 @@ S = TypeVar("S", bound=TrainingSpec)
 
 
 def run_training(spec: S, run: Run, constraint: Constraint[S]) -> Outcome:
-    """Train as ``spec`` says and deliver; see :func:`stiefel.training.session.train` for errors."""
+    """Train as ``spec`` says and deliver; see :func:`stiefel.training.session.train` for errors.
+
+    With several devices this process starts the others and waits for them.
+    """
+    if spec.devices > 1 and not dist.is_initialized():
+        return run_in_several(spec, run)
     trained = train(spec, run, constraint)
+    if not trained.loop.world.first:
+        return Outcome(())
     files: dict[str, Any] = {}
     rows: list[dict[str, Any]] = []
     deliveries = []

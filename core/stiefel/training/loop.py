@@ -85,12 +85,7 @@ class Loop:
         while self.position.step < self.steps and not self._out_of_patience():
             self._epoch()
         self.stepper.finish()
-        return evaluate(
-            self.network,
-            self.dataset,
-            batch_size=self.spec.batch_size,
-            device=self.world.device,
-        )
+        return self._evaluation()
 
     def _epoch(self) -> None:
         position, spec = self.position, self.spec
@@ -178,18 +173,28 @@ class Loop:
     def _evaluate(self) -> None:
         if self._losses or self._own_losses:
             self._log(self.position.step)
-        found = evaluate(
-            self.network,
-            self.dataset,
-            batch_size=self.spec.batch_size,
-            device=self.world.device,
-        )
+        found = self._evaluation()
         self.series.add(self.position.step, found.values() | dict(self.stepper.measures()))
         best = self.best
         if found.better_than(Evaluation(best.loss, best.accuracy)) or not best.step:
             self.best = Best(found.loss, found.accuracy, self.position.step)
         else:
             best.waited += 1
+
+    def _evaluation(self) -> Evaluation:
+        """The first process evaluates for all: averages of normalisation layers are its own."""
+        regression = self.dataset.signature.regression
+        values = [0.0, 0.0]
+        if self.world.first:
+            found = evaluate(
+                self.network,
+                self.dataset,
+                batch_size=self.spec.batch_size,
+                device=self.world.device,
+            )
+            values = [found.loss, found.accuracy or 0.0]
+        loss, accuracy = self.world.tell(values)
+        return Evaluation(loss, None if regression else accuracy)
 
     def _out_of_patience(self) -> bool:
         return self.spec.patience is not None and self.best.waited >= self.spec.patience

@@ -87,16 +87,16 @@ def train(spec: S, run: Run, constraint: Constraint[S]) -> Trained:
 
 def choose_device(spec: TrainingSpec) -> torch.device:
     """The device the spec asks for; ``auto`` takes CUDA where there is one."""
-    if spec.device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if spec.device == "cuda" and not torch.cuda.is_available():
+    if spec.device == "cpu" or (spec.device == "auto" and not torch.cuda.is_available()):
+        return torch.device("cpu")
+    if not torch.cuda.is_available():
         raise InvalidInputError(
             "this worker has no CUDA device",
             code="no_such_device",
             fix='set device to "auto" or "cpu"',
             field="/device",
         )
-    return torch.device(spec.device)
+    return torch.device("cuda", torch.cuda.current_device())
 
 
 def load_weights(network: nn.Module, path: Path) -> None:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from stiefel.errors import InvalidInputError
+from stiefel.lowrank.reduce import prepare_for_ddp
 from stiefel.training.data.dataset import Batch
 
 
@@ -28,7 +29,11 @@ class World:
 
     def wrap(self, network: nn.Module) -> nn.Module:
         """The network whose backward pass averages gradients over the processes."""
-        return network if self.size == 1 else DistributedDataParallel(network)
+        if self.size == 1:
+            return network
+        prepare_for_ddp(network)  # low-rank layers change shape and average for themselves
+        ids = [self.device] if self.device.type == "cuda" else None
+        return DistributedDataParallel(network, device_ids=ids)
 
     def share(self, batch: Batch) -> Batch:
         """The part of a batch that falls to this process, on its device."""
@@ -57,3 +62,11 @@ class World:
         flag = torch.tensor(int(wish), device=self.device)
         dist.broadcast(flag, src=0)
         return bool(flag.item())
+
+    def tell(self, values: list[float]) -> list[float]:
+        """The first process's numbers, known to all."""
+        if self.size == 1:
+            return values
+        shared = torch.tensor(values, device=self.device, dtype=torch.float64)
+        dist.broadcast(shared, src=0)
+        return [float(value) for value in shared.tolist()]

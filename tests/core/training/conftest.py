@@ -1,11 +1,15 @@
-"""One thread, so that bits do not vary and neighbours are left their cores."""
+"""This room's own modules importable; one thread, so that bits do not vary."""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
+
+sys.path.insert(0, str(Path(__file__).parent))
 
 
 @pytest.fixture(autouse=True)
