@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+import os
 import socket
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from crew import Site, embedded_site
 
-from stiefel_worker import landlock
+import stiefel.unitary
+from stiefel_worker import compiled, landlock
 from stiefel_worker.children import scrub_environment
 
 
@@ -51,6 +55,51 @@ def test_its_own_folder_is_writable(report: dict[str, object]) -> None:
     assert report["write_state"] == "done"
     assert report["session_leader"] is True
     assert report["threads"] == 1
+
+
+TALK = """
+import socket, sys
+from pathlib import Path
+from stiefel_worker import sandbox
+confinement = sandbox.enter(Path(sys.argv[1]), data_limit=None, loopback=sys.argv[3] == "loopback")
+def deed(port):
+    try:
+        socket.create_connection(("127.0.0.1", port), timeout=5).close()
+        return "done"
+    except OSError as error:
+        return type(error).__name__
+try:
+    with socket.create_server(("127.0.0.1", 0)) as own:
+        print(deed(own.getsockname()[1]), deed(int(sys.argv[2])), confinement.gaps)
+except OSError as error:
+    print(type(error).__name__, deed(int(sys.argv[2])), confinement.gaps)
+"""
+
+
+@pytest.mark.parametrize(
+    ("mode", "expected"),
+    [("loopback", "done ConnectionRefusedError ()"), ("alone", "PermissionError ")],
+)
+def test_processes_of_one_job_may_talk_to_each_other_and_to_nobody_else(
+    mode: str, expected: str, tmp_path: Path
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as outside:
+        port = str(outside.getsockname()[1])
+        command = [sys.executable, "-c", TALK, str(tmp_path), port, mode]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.stdout.startswith(expected), done.stdout + done.stderr
+
+
+def test_a_child_finds_compiled_kernels_in_a_folder_of_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NUMBA_CACHE_DIR", "elsewhere")
+    compiled.lend(tmp_path / "compiled")
+    assert os.environ["NUMBA_CACHE_DIR"] == str(tmp_path / "compiled")
+    (folder,) = (tmp_path / "compiled").iterdir()
+    assert all(link.is_symlink() and link.exists() for link in folder.iterdir())
+    beside = Path(stiefel.unitary.__file__ or "").parent / "__pycache__"
+    assert {link.name for link in folder.iterdir()} == {p.name for p in beside.glob("*.nb[ci]")}
 
 
 def test_scrubbing_keeps_what_is_no_secret(monkeypatch: pytest.MonkeyPatch) -> None:

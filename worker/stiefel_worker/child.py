@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from stiefel.errors import StiefelError, StopRequested
-from stiefel_worker import sandbox
+from stiefel_worker import compiled, sandbox
 from stiefel_worker.order import Order
 from stiefel_worker.reports import ChildRun, Message
 
@@ -33,7 +33,8 @@ def main(connection: Connection, text: str) -> None:
     order = Order.decode(text)
     os.setsid()
     _detach_from_fork_server()
-    sandbox.enter(order.input.parent, data_limit=order.data_limit)
+    several = order.spec.get("devices", 1) != 1
+    sandbox.enter(order.input.parent, data_limit=order.data_limit, loopback=several)
     _settle(order)
     run = ChildRun(order, connection, _lineage(order))
     run.send({"type": "started", "pid": os.getpid(), "at": began})
@@ -128,6 +129,7 @@ def _settle(order: Order) -> None:
     for name in ("TMPDIR", "HOME", "XDG_CACHE_HOME", "TORCHINDUCTOR_CACHE_DIR", "TRITON_HOME"):
         os.environ[name] = str(temporary)
     tempfile.tempdir = str(temporary)
+    compiled.lend(temporary / "compiled")
     if order.device == "cpu":
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
     os.chdir(order.input.parent)

@@ -45,9 +45,10 @@ def abi() -> int:
     return max(0, int(_libc.syscall(CREATE_RULESET, None, ctypes.c_size_t(0), ABI_QUERY)))
 
 
-def restrict(*, read: Iterable[Path], write: Iterable[Path]) -> None:
+def restrict(*, read: Iterable[Path], write: Iterable[Path], tcp: bool = False) -> None:
     """Confine this thread and all it starts to ``read`` and ``write`` (trees or files), no TCP.
 
+    With ``tcp`` ports are left alone: for a process whose network is confined by other means.
     Paths that do not exist are passed over. Needs ``PR_SET_NO_NEW_PRIVS``.
 
     Raises:
@@ -55,7 +56,8 @@ def restrict(*, read: Iterable[Path], write: Iterable[Path]) -> None:
     """
     version = abi()
     handled = _handled(version)
-    rules = _Ruleset(handled, NETWORK_RIGHTS if version >= 4 else 0, SCOPES if version >= 6 else 0)
+    ports = NETWORK_RIGHTS if version >= 4 and not tcp else 0
+    rules = _Ruleset(handled, ports, SCOPES if version >= 6 else 0)
     size = 8 if version < 4 else 16 if version < 6 else 24
     ruleset = _call(CREATE_RULESET, ctypes.byref(rules), ctypes.c_size_t(size), 0)
     try:

@@ -7,9 +7,12 @@ log and ``stiefel doctor`` can say how well children are confined on this machin
 from __future__ import annotations
 
 import ctypes
+import fcntl
 import os
 import resource
 import signal
+import socket
+import struct
 import sys
 from collections.abc import Callable
 from contextlib import suppress
@@ -20,6 +23,7 @@ from stiefel_worker import landlock
 
 PR_SET_PDEATHSIG, PR_SET_NO_NEW_PRIVS = 1, 38
 CLONE_NEWUSER, CLONE_NEWNET = 0x10000000, 0x40000000
+SIOCSIFFLAGS, IFF_UP = 0x8914, 0x1
 OPEN_FILES = 4096
 NICENESS = 5  # supervisors keep their heartbeat even when children use every core
 
@@ -44,20 +48,23 @@ class Confinement:
     gaps: tuple[str, ...] = ()
 
 
-def enter(scratch: Path, *, data_limit: int | None) -> Confinement:
+def enter(scratch: Path, *, data_limit: int | None, loopback: bool = False) -> Confinement:
     """Give up privileges, network and foreign files; call while the process has one thread.
 
     Args:
         scratch: the only folder that stays writable.
         data_limit: bytes of private memory the process may map; None where a device driver
             maps far more than it uses.
+        loopback: the processes of this job talk to each other over TCP. They may where the
+            network is theirs alone; where the kernel refuses that, there is no TCP at all.
     """
     _prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     _prctl(PR_SET_NO_NEW_PRIVS, 1)
     _limit_resources(data_limit)
     gaps: list[str] = []
     network = _attempt("network namespace", _leave_network, gaps)
-    files = _attempt("landlock", lambda: _confine_files(scratch), gaps)
+    inside = loopback and network and _attempt("loopback", _raise_loopback, gaps)
+    files = _attempt("landlock", lambda: _confine_files(scratch, tcp=inside), gaps)
     return Confinement(network or (files and landlock.abi() >= 4), files, tuple(gaps))
 
 
@@ -95,14 +102,20 @@ def _leave_network() -> None:
         raise OSError(code, os.strerror(code))
 
 
-def _confine_files(scratch: Path) -> None:
+def _raise_loopback() -> None:
+    """Bring up ``lo`` of the namespace just entered; nothing outside can be reached through it."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as control:
+        fcntl.ioctl(control, SIOCSIFFLAGS, struct.pack("16sh22x", b"lo", IFF_UP))
+
+
+def _confine_files(scratch: Path, *, tcp: bool) -> None:
     if landlock.abi() == 0:
         raise OSError(0, "not offered by this kernel")
     python = {Path(entry) for entry in (sys.prefix, sys.base_prefix, *sys.path) if entry}
     system = [Path(entry) for entry in (*SYSTEM_FOLDERS, *SYSTEM_FILES)]
     devices = [Path(entry) for entry in DEVICES]
     devices += Path("/dev").glob("nvidia*")
-    landlock.restrict(read=[*python, *system], write=[scratch, *devices])
+    landlock.restrict(read=[*python, *system], write=[scratch, *devices], tcp=tcp)
 
 
 def _prctl(option: int, value: int) -> None:
