@@ -111,12 +111,15 @@ def start_data_aware(model: nn.Sequential, data: Data, seed: int) -> Start:
         for layer in hidden(model):
             wanted = layer(wanted)
             mean_x, mean_y = x.mean(0), wanted.mean(0)
-            fit = procrustes(layer.weight, x - mean_x, outputs=wanted - mean_y, scale="mean")
-            biases.append(mean_y - fit.gain * fit.factor @ mean_x)
-            x = (fit.gain * x @ fit.factor.mT + biases[-1]).relu()
+            centred = x - mean_x
+            fit = procrustes(layer.weight, centred, outputs=wanted - mean_y, scale="mean")
+            # The least-squares gain shrinks what does not fit, layer after layer; keep the energy.
+            gain = float((wanted - mean_y).norm() / (centred @ fit.factor.mT).norm())
+            biases.append(mean_y - gain * fit.factor @ mean_x)
+            x = (gain * x @ fit.factor.mT + biases[-1]).relu()
             wanted = wanted.relu()
             factors.append(fit.factor)
-            gains.append(fit.gain)
+            gains.append(gain)
     return torch.stack(factors), torch.tensor(gains), torch.stack(biases)
 
 

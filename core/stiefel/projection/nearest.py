@@ -77,9 +77,13 @@ def oriented(w: Tensor) -> tuple[Tensor, bool]:
 
 
 def is_reflection(factor: Tensor) -> bool:
-    """Tell whether a square orthogonal matrix has determinant -1; False for tall ones."""
+    """Tell whether a square real matrix has a negative determinant; False for tall ones.
+
+    The sign comes from the logarithmic determinant: the product of the pivots of an orthogonal
+    matrix of a few hundred columns underflows on its way in float32.
+    """
     square = factor.shape[-2] == factor.shape[-1]
-    return square and factor.numel() > 0 and bool(torch.linalg.det(factor) < 0)
+    return square and factor.numel() > 0 and bool(torch.linalg.slogdet(factor).sign < 0)
 
 
 def fitted_gain(x: Tensor, aligned: float, scale: Scale) -> tuple[float, float]:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from stiefel.errors import InvalidInputError
 from stiefel.linalg import hermitian, orthogonality_defect, polar_factor, skew
+from stiefel.projection.nearest import is_reflection
 
 ROOTS = 4  # halvings of the angle before the series
 TERMS = 10  # of 2 artanh, enough for angles up to pi / 16 in float64
@@ -43,7 +44,7 @@ def unitary_log(q: Tensor) -> Tensor:
     if not q.numel():
         return q.clone()
     wide = polar_factor(wide).factor
-    if not q.is_complex() and bool(torch.linalg.det(wide) < 0):
+    if not q.is_complex() and is_reflection(wide):
         raise InvalidInputError(
             "an orthogonal matrix of determinant -1 has no real logarithm",
             code="determinant_minus_one",

@@ -22,7 +22,7 @@ from torch import Tensor
 from stiefel.errors import InvalidInputError
 from stiefel.linalg import orthogonality_defect
 from stiefel.projection.lie import frame_of_parameters
-from stiefel.projection.nearest import Scale, oriented
+from stiefel.projection.nearest import Scale, is_reflection, oriented
 
 OnIteration = Callable[[int, float], None]
 SUFFICIENT = 1e-4  # fraction of the predicted decrease that a step must deliver
@@ -104,7 +104,7 @@ def _closed_form(x: Tensor, scale: Scale) -> tuple[float, float, float]:
         )
     optimum = float((sigma / gain - 1).square().sum())
     square = x.shape[0] == x.shape[1] and not x.is_complex()
-    reflection = square and bool(torch.linalg.det(left) * torch.linalg.det(right) < 0)
+    reflection = square and is_reflection(left) != is_reflection(right)
     return gain, optimum, 4 * float(sigma[-1]) / gain if reflection else 0.0
 
 

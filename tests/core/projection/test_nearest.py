@@ -78,3 +78,14 @@ def test_unusable_input_is_refused() -> None:
         nearest_unitary(torch.zeros(3, 3, 3))
     with pytest.raises(InvalidInputError, match="non-finite"):
         nearest_unitary(torch.full((3, 3), torch.nan))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_determinant_of_a_large_matrix_does_not_underflow(dtype: torch.dtype) -> None:
+    for seed in range(3):
+        q = random_point(384, 384, generator=generator(seed), dtype=dtype)
+        sign = torch.linalg.slogdet(q.double()).sign
+        q[:, 0] *= -sign  # a reflection whatever was drawn
+        near = nearest_unitary(q, determinant=1)
+        assert near.turned
+        assert float(torch.linalg.slogdet(near.factor).sign) == 1
