@@ -91,7 +91,7 @@ def nearest_orthonormal(source: Array, gain: float = 1.0, *, rotation: bool = Fa
     """
     left, sigma, right = np.linalg.svd(source, full_matrices=False)
     square_real = source.shape[0] == source.shape[1] and not np.iscomplexobj(source)
-    if rotation and square_real and np.linalg.det(left @ right) < 0:
+    if rotation and square_real and np.linalg.slogdet(left @ right)[0] < 0:
         left[:, -1] *= -1
     nearest = gain * (left @ right)
     # Near rank deficiency the factor moves by eps / sigma_min: no figure to compare.

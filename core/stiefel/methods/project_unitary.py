@@ -78,7 +78,8 @@ def closed_form(spec: ProjectUnitarySpec, x: Tensor, dtype: str, name: str) -> N
     factor = svd.U @ svd.Vh
     signs = 1.0
     square_real = x.shape[0] == x.shape[1] and not x.is_complex()
-    if spec.determinant == 1 and square_real and float(torch.linalg.det(factor)) < 0:
+    # slogdet: the product of n pivots underflows where n is large.
+    if spec.determinant == 1 and square_real and float(torch.linalg.slogdet(factor)[0]) < 0:
         factor = factor - 2 * torch.outer(svd.U[:, -1], svd.Vh[-1])
         signs = -1.0
     return Nearest(factor, svd.sigma, signs)
