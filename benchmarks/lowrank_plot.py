@@ -39,7 +39,9 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
     plt.rcParams["svg.hashsalt"] = "stiefel"
-    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4), width_ratios=[3, 2])
+    lenet = frontier("lenet_frontier.json")
+    panels = 2 if lenet else 1
+    figure, grid = plt.subplots(1, panels, figsize=(6 * panels, 4), squeeze=False)
     curves = [
         (
             "ours, one run of 25 epochs, images shifted by up to 1 pixel",
@@ -49,18 +51,17 @@ def main() -> None:
         ("ours, the same without shifts", "mnist_frontier_plain.json", "s--"),
     ]
     for label, name, style in curves:
-        points = frontier(name)
-        if points:
-            left.plot(*zip(*points, strict=True), style, label=label)
-    left.plot(*zip(*AUTHORS, strict=True), "x:", label="authors, 250 + 100 epochs")
-    points = frontier("lenet_frontier.json")
-    if points:
-        right.plot(*zip(*points, strict=True), "o-", label="ours, shifted images")
-    right.plot(*zip(*AUTHORS_LENET, strict=True), "x:", label="authors")
-    for axes, title in ((left, "MNIST, 5 layers of width 500"), (right, "MNIST, LeNet5")):
+        grid[0, 0].plot(*zip(*frontier(name), strict=True), style, label=label)
+    grid[0, 0].plot(*zip(*AUTHORS, strict=True), "x:", label="authors, 250 + 100 epochs")
+    titles = ["MNIST, 5 layers of width 500"]
+    if lenet:
+        grid[0, 1].plot(*zip(*lenet, strict=True), "o-", label="ours, shifted images")
+        grid[0, 1].plot(*zip(*AUTHORS_LENET, strict=True), "x:", label="authors")
+        titles.append("MNIST, LeNet5")
+    for axes, title in zip(grid[0], titles, strict=True):
         axes.set(title=title, xlabel="parameters saved, %", ylabel="test accuracy, %")
         axes.grid(alpha=0.3)
-        axes.legend()
+        axes.legend(loc="lower left", fontsize="small")
     figure.tight_layout()
     figure.savefig(args.out, metadata={"Date": None})
 

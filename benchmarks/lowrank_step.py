@@ -243,7 +243,7 @@ def main() -> None:
             f"--rounds {args.rounds} --steps {args.steps} --clock {args.clock} "
             "--dlrt DIR --oialr DIR",
             "torch": torch.__version__,
-            "machine": f"{platform.machine()} CPU, {args.threads} threads, {args.clock} time, float32",
+            "machine": f"{platform.machine()} CPU, {args.threads} threads, {args.clock} time",
             "rows": rows,
         }
         args.out.write_text(json.dumps(record, indent=1) + "\n")
