@@ -94,7 +94,7 @@ def test_a_child_killed_from_outside_is_tried_again_from_its_checkpoint(site: Si
     assert site.began(job_id, times=2)["done"] > 0
     job = site.wait(job_id)
     assert job.state is State.SUCCEEDED
-    assert site.reasons(job_id) == ["out_of_memory", "succeeded"]
+    assert site.reasons(job_id) == ["killed_by_signal", "succeeded"]
 
 
 def test_a_fork_server_that_dies_is_started_again(impatient: Site) -> None:

@@ -12,6 +12,7 @@ from sqlalchemy.exc import OperationalError, ProgrammingError
 from stiefel_jobs.states import Blame
 from stiefel_worker import endings
 from stiefel_worker.journal import Journal
+from stiefel_worker.kernel import memory_kills
 from stiefel_worker.lease import passing, patiently
 from stiefel_worker.reports import sizes
 from stiefel_worker.sweeper import Rounds
@@ -62,6 +63,14 @@ def test_every_death_has_a_reason_and_a_blame(code: int, reason: str, blame: Bla
     failure = endings.death(code, 2**30, 2**31)
     assert (failure.reason, failure.blame, failure.retry) == (reason, blame, True)
     assert set(failure.error) <= {"code", "detail", "fix"}
+
+
+def test_a_kill_that_is_not_the_kernels_is_no_lack_of_memory(tmp_path: Path) -> None:
+    failure = endings.death(-signal.SIGKILL, 2**20, 2**31, for_memory=False)
+    assert (failure.reason, failure.blame) == ("killed_by_signal", Blame.SYSTEM)
+    (tmp_path / "vmstat").write_text("nr_free_pages 7\noom_kill 3\n")
+    assert memory_kills(tmp_path / "vmstat") == 3
+    assert memory_kills(tmp_path / "none") is None
 
 
 def test_a_child_cannot_invent_a_blame() -> None:

@@ -21,6 +21,7 @@ from typing import Any
 import psutil
 
 from stiefel_worker import child
+from stiefel_worker.kernel import memory_kills
 from stiefel_worker.order import Order
 from stiefel_worker.plugins import PLUGINS_VARIABLE
 
@@ -82,6 +83,7 @@ class Child:
         assert self._process.pid is not None
         self.pid: int = self._process.pid
         self.peak_bytes = 0
+        self._memory_kills = memory_kills()
         self.killed = False
         self._messages: queue.Queue[dict[str, Any]] = queue.Queue(BACKLOG)
         self._reader = threading.Thread(target=self._listen, name=f"pipe-{self.pid}", daemon=True)
@@ -127,6 +129,10 @@ class Child:
                     total += process.memory_info().rss
         self.peak_bytes = max(self.peak_bytes, total)
         return total
+
+    def maybe_out_of_memory(self) -> bool:
+        """Whether the kernel killed anything for memory while this child lived, or does not say."""
+        return self._memory_kills is None or self._memory_kills != memory_kills()
 
     def close(self) -> None:
         """Kill what is left and release the pipe."""

@@ -51,8 +51,20 @@ def reported(message: Mapping[str, Any]) -> Failure:
     )
 
 
-def death(exit_code: int | None, peak_bytes: int, limit_bytes: int) -> Failure:
-    """The child ended without a word. SIGKILL that nobody here sent is the kernel's, for memory."""
+def death(
+    exit_code: int | None, peak_bytes: int, limit_bytes: int, *, for_memory: bool = True
+) -> Failure:
+    """The child ended without a word.
+
+    Args:
+        exit_code: negative for a signal.
+        peak_bytes: the most it was seen to hold.
+        limit_bytes: the most it may hold.
+        for_memory: a SIGKILL that nobody here sent can be the kernel's, for memory.
+    """
+    if exit_code == -signal.SIGKILL and not for_memory:
+        detail = "The process was killed from outside, with memory to spare."
+        return Failure("killed_by_signal", Blame.SYSTEM, detail)
     if exit_code == -signal.SIGKILL:
         return Failure(
             "out_of_memory",

@@ -237,8 +237,10 @@ class Supervisor:
         if self._goal is not None:
             return self._release()
         assert self._child is not None
-        peak = self._child.peak_bytes
-        return self.fail(endings.death(self._child.exit_code, peak, self._shop.memory_bytes))
+        child, limit = self._child, self._shop.memory_bytes
+        for_memory = child.maybe_out_of_memory()
+        death = endings.death(child.exit_code, child.peak_bytes, limit, for_memory=for_memory)
+        return self.fail(death)
 
     def _release(self) -> str:
         """Hand the job back where the wish sends it, with its newest checkpoint durable."""
