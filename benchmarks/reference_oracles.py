@@ -132,7 +132,7 @@ def convolution(authors: Any) -> dict[str, Any]:
     ours = FourierConv2d(3, 3, (6, 6))
     train(ours, ProjUNN(manifold_parameters(ours), lr=1e-2, scaling="rmsprop"))
     return row(
-        "real convolution after 200 RMSprop steps: largest |singular value - 1|",
+        "real convolution after 200 RMSprop steps: largest deviation of a singular value from 1",
         deviation(theirs),
         deviation(ours),
         1e-5,

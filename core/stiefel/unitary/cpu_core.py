@@ -31,11 +31,16 @@ def _matmul(x: Array, y: Array, out: Array) -> None:
 
 @compiled
 def _axpby(alpha: float, x: Array, beta: float, shift: float, out: Array) -> None:
-    """``out = alpha x + beta out + shift I``."""
+    """``out = alpha x + beta out + shift I``; a factor of 0 does not read, be it NaN or not."""
     q = x.shape[0]
     for i in range(q):
         for j in range(q):
-            out[i, j] = alpha * x[i, j] + beta * out[i, j]
+            value = 0.0
+            if alpha != 0.0:
+                value += alpha * x[i, j]
+            if beta != 0.0:
+                value += beta * out[i, j]
+            out[i, j] = value
         out[i, i] += shift
 
 

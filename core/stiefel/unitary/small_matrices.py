@@ -59,7 +59,7 @@ def phi_1(x: Tensor) -> Tensor:
     scaled = x * torch.exp2(-doublings)[..., None, None].to(x.dtype)
     eye = _identity(x)
     value = eye
-    for term in range(_DEGREE, 0, -1):
+    for term in range(_degree(norm, doublings), 0, -1):
         value = eye + scaled @ value / (term + 1)
     for done in range(_count(doublings)):
         wanted = (doublings > done)[..., None, None]
@@ -91,6 +91,18 @@ def _settled(residual: Tensor) -> bool:
     # The next iterate errs by the square of this: below rounding.
     tolerance = torch.finfo(residual.dtype).eps ** 0.5
     return bool(torch.linalg.matrix_norm(residual).amax() < tolerance)
+
+
+def _degree(norm: Tensor, doublings: Tensor) -> int:
+    """Taylor terms that reach rounding; fewer for small steps where reading the norm is free."""
+    if norm.device.type != "cpu":
+        return _DEGREE
+    scaled = float((norm * torch.exp2(-doublings)).max())
+    degree, size = 1, scaled / 2
+    while size > 1e-17 and degree < _DEGREE:
+        degree += 1
+        size *= scaled / (degree + 1)
+    return degree
 
 
 def _count(doublings: Tensor) -> int:

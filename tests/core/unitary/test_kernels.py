@@ -88,6 +88,17 @@ def test_a_zero_step_leaves_the_same_bits_in_the_fused_kernel(draw: Any) -> None
     assert torch.equal(moved, W)
 
 
+@pytest.mark.parametrize("variant", MAPS)
+def test_a_nan_in_one_matrix_does_not_reach_the_next(draw: Any, variant: Any) -> None:
+    W = draw.frame(3, 33, 33)
+    a, b = draw.step(33, 33, 2, 3)
+    expected = rank_k_update(W, a, b, variant=variant)
+    a[0, 0, 0] = torch.nan
+    kernels_cpu.step_(W, a, b, variant=variant)
+    assert bool(W[0].isnan().any())
+    assert torch.allclose(W[1:], expected[1:], atol=1e-12)
+
+
 def test_what_the_fused_kernel_leaves_to_eager(draw: Any) -> None:
     W = draw.frame(40, 40)
     assert kernels_cpu.supports(W, 16)
