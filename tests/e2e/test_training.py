@@ -1,0 +1,158 @@
+"""Training through a running service: killed again and again, paused, and what it hands over."""
+
+from __future__ import annotations
+
+import io
+import json
+import random
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pytest
+from safetensors.torch import load_file
+from sklearn.datasets import load_digits
+
+from stiefel_client import Job, Stiefel
+from stiefel_client.verify import verify
+
+TINY_VIT = {
+    "model_type": "vit",
+    "hidden_size": 16,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 32,
+    "patch_size": 4,
+}
+
+
+@pytest.fixture
+def digits(local: Stiefel, tmp_path: Path) -> dict[str, Any]:
+    """The spec's data: digits as an uploaded `.npz`."""
+    found = load_digits()
+    buffer = io.BytesIO()
+    np.savez(buffer, x=found.images.astype(np.float32), y=found.target)
+    (tmp_path / "digits.npz").write_bytes(buffer.getvalue())
+    artifact = local.uploads.upload(tmp_path / "digits.npz")
+    return {"kind": "arrays", "train": artifact.id, "input": "x", "label": "y"}
+
+
+def training(data: dict[str, Any], **changes: Any) -> dict[str, Any]:
+    network = {"family": "mlp", "hidden": [32, 32], "normalisation": "batch", "dropout": 0.1}
+    return {
+        "method": "train.dense",
+        "network": network,
+        "data": data,
+        "batch_size": 32,
+        "epochs": 20,
+        "log_every": 100,
+        "checkpoint_every": 20,
+        "device": "cpu",
+    } | changes
+
+
+def done(client: Stiefel, job: Job) -> Job:
+    finished = client.jobs.wait(job.id, timeout=240)
+    assert finished.succeeded, finished.error
+    return finished
+
+
+def digest(job: Job) -> str:
+    assert job.result is not None
+    return job.result.files["model.safetensors"].sha256
+
+
+def victims(stack: Any) -> list[psutil.Process]:
+    """The processes that train: whatever the worker's fork server has started."""
+    servers = [server for worker in stack.workers() for server in worker.children()]
+    return [process for server in servers for process in server.children(recursive=True)]
+
+
+@pytest.mark.parametrize(("devices", "wanted"), [(1, 5), (2, 2)])
+def test_a_run_killed_at_random_points_ends_with_the_same_weights(
+    devices: int, wanted: int, embedded_stack, local: Stiefel, digits: dict[str, Any]
+) -> None:
+    spec = training(digits, devices=devices, epochs=120 // devices)
+    whole = done(local, local.jobs.submit(spec))
+    job = local.jobs.submit(spec, max_attempts=20)
+    chance = random.Random(devices)
+    for number in range(1, wanted + 1):
+        under_way(local, job, number)
+        time.sleep(chance.uniform(0, 0.3))
+        strike(embedded_stack, chance, worker=number == 2)
+    assert digest(done(local, job)) == digest(whole)
+    assert len(local.jobs.attempts(job.id)["data"]) == wanted + 1
+
+
+def under_way(client: Stiefel, job: Job, number: int) -> None:
+    """Wait until the attempt of this number has made progress."""
+    before: float | None = None
+    while True:
+        job = client.jobs.get(job.id)
+        assert not job.finished, (job.status, job.error, number)
+        reached = job.progress.done if job.progress else None
+        if len(client.jobs.attempts(job.id)["data"]) == number and job.status == "running":
+            if before is not None and reached != before:
+                return
+            before = reached or 0.0
+        time.sleep(0.02)
+
+
+def strike(stack: Any, chance: random.Random, *, worker: bool) -> None:
+    """kill -9 one process that trains, or the worker."""
+    chance.choice(stack.workers() if worker else victims(stack)).kill()
+
+
+def test_a_paused_run_goes_on_as_if_nothing_had_been(
+    local: Stiefel, digits: dict[str, Any]
+) -> None:
+    network = {"family": "mlp", "hidden": [32, 32, 32]}
+    spec = training(digits, method="train.dlrt", network=network, epochs=30)
+    whole = done(local, local.jobs.submit(spec))
+    job = local.jobs.submit(spec)
+    while not (job.progress and job.progress.done):
+        time.sleep(0.02)
+        job = local.jobs.get(job.id)
+    local.jobs.pause(job.id)
+    while job.status != "paused":
+        time.sleep(0.02)
+        job = local.jobs.get(job.id)
+        assert not job.finished, job.status
+    local.jobs.resume(job.id)
+    assert digest(done(local, job)) == digest(whole)
+
+
+def test_a_transformers_network_comes_back_with_from_pretrained(
+    local: Stiefel, digits: dict[str, Any], tmp_path: Path
+) -> None:
+    import transformers
+
+    network = {"family": "transformers", "task": "image_classification", "config": TINY_VIT}
+    spec = training(digits, method="train.projunn", network=network, epochs=1)
+    job = done(local, local.jobs.submit(spec))
+    out = tmp_path / "out"
+    local.jobs.download(job, out)
+    assert verify(out).ok
+    model = transformers.AutoModelForImageClassification.from_pretrained(out, local_files_only=True)
+    stored = load_file(out / "model.safetensors")
+    state = model.state_dict()
+    assert state.keys() == stored.keys()
+    assert all((state[name] == stored[name]).all() for name in stored)
+    card = (out / "README.md").read_text()
+    assert "train.projunn" in card
+    assert "test_accuracy" in card
+    totals = json.loads((out / "report.json").read_text())["totals"]
+    assert totals["steps"] == 50
+
+
+def test_what_cannot_be_trained_is_refused_with_its_place(
+    local: Stiefel, digits: dict[str, Any]
+) -> None:
+    wrong = digits | {"label": "z"}
+    job = local.jobs.wait(local.jobs.submit(training(wrong)).id, timeout=60)
+    assert job.status == "failed"
+    assert job.error is not None
+    assert (job.error.blame, job.error.field) == ("user", "/data/train")
+    assert 'no array "z"' in (job.error.detail or "")
