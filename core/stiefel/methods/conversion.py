@@ -1,7 +1,8 @@
 """The loop every conversion shares: read one tensor, convert or copy it, write it, checkpoint.
 
-Memory holds one tensor at a time. What is finished is in the body files and the ledger, so
-a run that was stopped or killed goes on after its last checkpoint and ends with the same bits.
+Memory holds one large matrix at a time, or one small one per core. What is finished is in the body
+files and the ledger, so a run that was stopped or killed goes on after its last checkpoint and ends
+with the same bits.
 """
 
 from __future__ import annotations
@@ -10,14 +11,16 @@ import hashlib
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
+from math import prod
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from stiefel.errors import InvalidInputError
+from stiefel.errors import InvalidInputError, StopRequested
+from stiefel.methods.ahead import ahead
 from stiefel.methods.delivering import deliver
 from stiefel.methods.protocol import Outcome, Run
 from stiefel.specs.conversion import ConversionSpec
@@ -76,6 +79,14 @@ class Workshop:
     index: str | None
 
 
+@dataclass(frozen=True)
+class Draft:
+    """A converted tensor that is not written yet, and how long it took."""
+
+    result: Converted | Skip
+    seconds: float
+
+
 Convert = Callable[[Task], Converted | Skip]
 Prepare = Callable[[Workshop], Convert]
 
@@ -132,18 +143,28 @@ def _identity(spec: ConversionSpec, readers: Mapping[str, TensorReader]) -> str:
 
 def _convert_file(spec: ConversionSpec, shop: Workshop, file: str, convert: Convert) -> None:
     reader, ledger = shop.readers[file], shop.ledger
+    selected = shop.plan.selected
     pace = _Pace(shop)
-    with BodyWriter(shop.run.state / f"{file}.body", ledger.ends.get(file, 0)) as body:
-        for info in _writing_order(shop.plan, reader):
-            if info.name in ledger.done:
-                continue
-            item = shop.plan.selected.get(info.name)
-            if item is None:
+
+    def work(info: TensorInfo) -> Draft | None:
+        item = selected.get(info.name)
+        return None if item is None else _draft(spec, shop, reader, item, convert)
+
+    left = [info for info in _writing_order(shop.plan, reader) if info.name not in ledger.done]
+    largest = max((prod(info.shape) for info in left if info.name in selected), default=0)
+    with (
+        BodyWriter(shop.run.state / f"{file}.body", ledger.ends.get(file, 0)) as body,
+        closing(ahead(work, left, largest=largest)) as drafts,
+    ):
+        for info, draft in drafts:
+            if draft is None:
                 entry = _copied(reader, body, info, None)
+            elif isinstance(draft.result, Skip):
+                entry = _copied(reader, body, info, draft.result)
             else:
-                entry = _converted(spec, shop, reader, body, item, convert)
+                entry = _written(shop, body, info, draft.result, draft.seconds)
             ledger.add({"file": file, "source": info.name, **entry})
-            pace.step(info.nbytes, at_once=item is not None)
+            pace.step(info.nbytes, at_once=draft is not None)
 
 
 def _writing_order(decided: Plan, reader: TensorReader) -> list[TensorInfo]:
@@ -189,21 +210,24 @@ def _copied(
     return entry
 
 
-def _converted(
+def _draft(
     spec: ConversionSpec,
     shop: Workshop,
     reader: TensorReader,
-    body: BodyWriter,
     item: Planned,
     convert: Convert,
-) -> dict[str, Any]:
+) -> Draft:
+    """Read and convert one tensor; runs beside the writing of earlier ones."""
     began = time.perf_counter()
-    done = len(shop.ledger.done)
     x = read_finite(reader, item.tensor)
     seed = _tensor_seed(spec.seed, item.tensor.name)
-    result = convert(Task(item, x, seed, lambda: _stop_if_wanted(shop.run, done)))
-    if isinstance(result, Skip):
-        return _copied(reader, body, item.tensor, result)
+    result = convert(Task(item, x, seed, lambda: _stop_if_wanted(shop.run)))
+    return Draft(result, time.perf_counter() - began)
+
+
+def _written(
+    shop: Workshop, body: BodyWriter, info: TensorInfo, result: Converted, seconds: float
+) -> dict[str, Any]:
     tensors = [
         {
             **body.tensor(new.name, new.dtype, new.data).to_dict(),
@@ -212,18 +236,19 @@ def _converted(
         }
         for new in result.tensors
     ]
-    _publish(shop.run, done, item.tensor.name, result)
+    _publish(shop.run, len(shop.ledger.done), info.name, result)
     return {
         "tensors": tensors,
         "before": dict(result.before),
         "after": dict(result.after),
-        "seconds": round(time.perf_counter() - began, 4),
+        "seconds": round(seconds, 4),
     }
 
 
-def _stop_if_wanted(run: Run, step: int) -> None:
+def _stop_if_wanted(run: Run) -> None:
+    """Leave a long conversion; what is finished has been checkpointed where it was written."""
     if run.stop_requested:
-        run.checkpoint(step)
+        raise StopRequested("The run was asked to stop.")
 
 
 def read_finite(reader: TensorReader, info: TensorInfo) -> Tensor:
