@@ -102,7 +102,9 @@ def under_way(client: Stiefel, job: Job, number: int) -> None:
 
 def strike(stack: Any, chance: random.Random, *, worker: bool) -> None:
     """kill -9 one process that trains, or the worker."""
-    chance.choice(stack.workers() if worker else victims(stack)).kill()
+    while not (targets := stack.workers() if worker else victims(stack)):
+        time.sleep(0.02)  # between a process and its successor
+    chance.choice(targets).kill()
 
 
 def test_a_paused_run_goes_on_as_if_nothing_had_been(
