@@ -28,7 +28,11 @@ CMD ["python", "-m", "stiefel_api"]
 FROM base AS worker
 # The CPU index keeps the image gigabytes smaller; override it for CUDA (see above).
 ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
-RUN pip install --index-url "${TORCH_INDEX}" torch==2.13.0 && pip install -c constraints.txt '.[worker]'
+RUN pip install --index-url "${TORCH_INDEX}" torch==2.13.0 && pip install -c constraints.txt '.[train]'
+# Compile the CPU kernels into the image: jobs may read them beside the code, not write them there.
+RUN python -c "import torch; from stiefel.unitary import step_; [step_(torch.eye(64, dtype=d), \
+    torch.full((64, k), 1e-3, dtype=d), torch.ones(64, k, dtype=d), columns=range(2)) \
+    for d in (torch.float32, torch.complex64) for k in (1, 2)]"
 USER stiefel
 # SIGTERM drains: running jobs checkpoint and go back to the queue.
 STOPSIGNAL SIGTERM
