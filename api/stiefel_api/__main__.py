@@ -76,6 +76,7 @@ def serve(settings: Settings) -> int:
         server_header=False,
         timeout_keep_alive=75,
         timeout_graceful_shutdown=5,
+        http="h11",  # the other parser, where installed, puts no bound on the size of headers
         h11_max_incomplete_event_size=64 * 1024,
         log_config=None,
     )
