@@ -129,9 +129,10 @@ def test_ctrl_c_detaches_with_a_hint(service, at) -> None:
     process = subprocess.Popen(
         [*STIEFEL, "watch", "job_1", *at], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
-    end = time.monotonic() + 20
+    end = time.monotonic() + 60
     while not service.requests and time.monotonic() < end:
         time.sleep(0.02)
+    assert service.requests
     time.sleep(0.2)
     process.send_signal(signal.SIGINT)
     _, complaint = process.communicate(timeout=20)

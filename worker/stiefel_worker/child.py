@@ -15,6 +15,7 @@ import tempfile
 import time
 import traceback
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict
 from multiprocessing import forkserver
 from multiprocessing.connection import Connection
@@ -47,7 +48,8 @@ def rehearse(connection: Connection, scratch: str) -> None:
 
     confinement = sandbox.enter(Path(scratch), data_limit=None)
     report = {**asdict(confinement), "methods": sorted(METHODS), "torch": TORCH_VERSION}
-    connection.send_bytes(encode(report))
+    with suppress(BrokenPipeError):  # a worker that stops meanwhile does not hear of it
+        connection.send_bytes(encode(report))
 
 
 def _execute(order: Order, run: ChildRun) -> Message:

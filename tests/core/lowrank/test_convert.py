@@ -95,10 +95,11 @@ def test_layers_that_cannot_be_converted_say_why():
 
 
 def test_merging_keeps_the_function_and_gives_ordinary_layers(images):
-    net = to_low_rank(Net(), 4).model.eval()
+    images = images.double()
+    net = to_low_rank(Net().double(), 4).model.eval()
     before = net(images)
     merge(net)
-    torch.testing.assert_close(net(images), before, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(net(images), before, atol=1e-12, rtol=1e-10)
     assert type(net.conv) is nn.Conv2d
     assert type(net.wide) is nn.Linear
 
@@ -106,10 +107,11 @@ def test_merging_keeps_the_function_and_gives_ordinary_layers(images):
 @pytest.mark.parametrize("form", ["factored", "merged", "auto"])
 @pytest.mark.parametrize("example", [False, True])
 def test_every_export_keeps_the_function(images, form, example):
-    net = to_low_rank(Net(), 4).model.eval()
+    images = images.double()
+    net = to_low_rank(Net().double(), 4).model.eval()
     before = net(images)
     report = export(net, form=form, example=(images,) if example else None)
-    torch.testing.assert_close(net(images), before, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(net(images), before, atol=1e-12, rtol=1e-10)
     assert len(report) == 4
     for entry in report:
         if form == "auto" and example:
