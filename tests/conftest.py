@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -42,7 +43,14 @@ def redis_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 
 @pytest.fixture(scope="session")
-def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PostgresServer]:
+def postgres() -> Iterator[PostgresServer]:
     """A PostgreSQL server; take a migrated database of your own with ``postgres.database()``."""
-    with postgres_server(tmp_path_factory.mktemp("postgres")) as running:
+    # Not below pytest's folder: as root the server runs as another user, and the next session of
+    # pytest to start would shut that user out.
+    with (
+        tempfile.TemporaryDirectory(
+            prefix="stiefel-postgres-", ignore_cleanup_errors=True
+        ) as folder,
+        postgres_server(Path(folder)) as running,
+    ):
         yield running

@@ -121,7 +121,7 @@ def s3_server(folder: Path) -> Iterator[S3Server]:
     finally:
         relay.shutdown()
         relay.server_close()
-        process.terminate()
+        process.kill()  # asked politely, it waits for connections that clients keep open
         process.wait(timeout=10)
 
 
