@@ -127,7 +127,12 @@ def test_nobody_at_home_exits_1() -> None:
 def test_ctrl_c_detaches_with_a_hint(service, at) -> None:
     service.on("GET", "/v1/jobs/job_1", Answer(200, JOB | {"status": "running"}))
     process = subprocess.Popen(
-        [*STIEFEL, "watch", "job_1", *at], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [*STIEFEL, "watch", "job_1", *at],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        # A shell that runs the tests in the background has SIGINT ignored, and that is inherited.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     end = time.monotonic() + 60
     while not service.requests and time.monotonic() < end:
