@@ -12,8 +12,8 @@ from safetensors.numpy import load_file
 from stiefel_client import ConflictError, Job, Stiefel
 from stiefel_client.verify import verify
 
-COUNT = 40
-SIDE = 256
+COUNT = 200
+SIDE = 320  # some seconds of work on two free cores
 
 
 @pytest.fixture(scope="module")
