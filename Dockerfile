@@ -1,8 +1,8 @@
 # syntax=docker/dockerfile:1
-# Targets: `api` (no torch) and `worker` (torch; CPU by default).
+# Targets: `api` (no torch) and `worker` (torch with CUDA, as PyPI has it).
 #   docker build --target api -t stiefel-api .
 #   docker build --target worker -t stiefel-worker .
-#   docker build --target worker --build-arg TORCH_INDEX=https://pypi.org/simple -t stiefel-worker-cuda .
+# A CPU worker is gigabytes smaller with --build-arg TORCH_INDEX=<the PyTorch project's CPU index>.
 ARG PYTHON=3.12
 
 FROM python:${PYTHON}-slim AS base
@@ -26,9 +26,9 @@ HEALTHCHECK --interval=10s --timeout=3s CMD ["python", "-c", \
 CMD ["python", "-m", "stiefel_api"]
 
 FROM base AS worker
-# The CPU index keeps the image gigabytes smaller; override it for CUDA (see above).
-ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
-RUN pip install --index-url "${TORCH_INDEX}" torch==2.13.0 && pip install -c constraints.txt '.[train]'
+ARG TORCH_INDEX=
+RUN pip install ${TORCH_INDEX:+--index-url "${TORCH_INDEX}"} torch==2.13.0 \
+    && pip install -c constraints.txt '.[train]'
 # Compile the CPU kernels into the image: jobs may read them beside the code, not write them there.
 RUN python -c "import torch; from stiefel.unitary import step_; [step_(torch.eye(64, dtype=d), \
     torch.full((64, k), 1e-3, dtype=d), torch.ones(64, k, dtype=d), columns=range(2)) \
