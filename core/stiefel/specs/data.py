@@ -53,7 +53,10 @@ class LabelledData(UploadedData):
         default=None, description="Seed of one fixed permutation of the sequence"
     )
     augment: Literal["none", "shift", "flip_shift"] = Field(
-        default="none", description="Random shifts of up to 2 pixels; flip_shift mirrors as well"
+        default="none", description="Random shifts; flip_shift mirrors as well"
+    )
+    augment_pixels: Annotated[int, Field(ge=1, le=16)] = Field(
+        default=2, description="The largest shift, in pixels, along each axis"
     )
 
 

@@ -66,6 +66,17 @@ def test_the_order_is_a_function_of_seed_epoch_and_batch(tmp_path: Path) -> None
     assert not torch.equal(whole[0].y, other.y) or not torch.equal(whole[0].x, other.x)
 
 
+def test_a_shifted_image_is_the_image_moved_by_no_more_than_the_spec_says(tmp_path: Path) -> None:
+    write_images(tmp_path / "train")
+    still = next(iter(open_data(IMAGES, tmp_path, seed=1).train(epoch=0, first=0, batch_size=20)))
+    spec = IMAGES.model_copy(update={"augment": "shift", "augment_pixels": 1})
+    moved = next(iter(open_data(spec, tmp_path, seed=1).train(epoch=0, first=0, batch_size=20)))
+    assert not torch.equal(still.x, moved.x)
+    padded = torch.nn.functional.pad(still.x, (1, 1, 1, 1), mode="replicate")
+    places = torch.stack([padded[:, :, i : i + 8, j : j + 8] for i in range(3) for j in range(3)])
+    assert (places == moved.x).flatten(2).all(dim=2).any(dim=0).all()
+
+
 def test_pixels_as_a_permuted_sequence_keep_their_values(tmp_path: Path) -> None:
     write_images(tmp_path / "train")
     plain = open_data(IMAGES, tmp_path, seed=0)

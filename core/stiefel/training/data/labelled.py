@@ -19,7 +19,6 @@ from stiefel.training.data.dataset import Batch, generator
 from stiefel.training.data.rows import Rows
 
 SCALING_SAMPLE = 8192  # examples from which mean and deviation are estimated
-SHIFT = 2  # pixels
 
 
 @dataclass(frozen=True)
@@ -57,7 +56,7 @@ class LabelledDataset:
             chosen = self._train.indices[order[index * batch_size : (index + 1) * batch_size]]
             x, y = self._load(self._train, chosen)
             if self._spec.augment != "none":
-                x = _augment(x, self._spec.augment, generator(self._seed, epoch, index))
+                x = _augment(x, self._spec, generator(self._seed, epoch, index))
             yield Batch(self._present(x), y)
 
     def test(self, *, batch_size: int) -> Iterator[Batch]:
@@ -115,18 +114,19 @@ def _permutation(spec: LabelledData, shape: tuple[int, ...]) -> Tensor | None:
     return torch.randperm(steps, generator=generator(spec.permute))
 
 
-def _augment(x: Tensor, how: str, source: torch.Generator) -> Tensor:
-    """Shift each image by up to ``SHIFT`` pixels (edges repeat); ``flip_shift`` also mirrors."""
+def _augment(x: Tensor, spec: LabelledData, source: torch.Generator) -> Tensor:
+    """Shift each image by up to ``augment_pixels`` (edges repeat); ``flip_shift`` also mirrors."""
     if x.dim() != 4:
         raise InvalidInputError(
             "augmentation needs images", code="data_mismatch", field="/data/augment",
             fix='set augment to "none"',
         )  # fmt: skip
     batch, _, height, width = x.shape
-    if how == "flip_shift":
+    if spec.augment == "flip_shift":
         mirrored = torch.rand(batch, generator=source) < 0.5
         x = torch.where(mirrored[:, None, None, None], x.flip(-1), x)
-    dy, dx = torch.randint(-SHIFT, SHIFT + 1, (2, batch, 1), generator=source)
+    most = spec.augment_pixels
+    dy, dx = torch.randint(-most, most + 1, (2, batch, 1), generator=source)
     rows = (torch.arange(height) + dy).clamp(0, height - 1)
     columns = (torch.arange(width) + dx).clamp(0, width - 1)
     images = torch.arange(batch)[:, None, None]
