@@ -67,9 +67,11 @@ def test_the_order_is_a_function_of_seed_epoch_and_batch(tmp_path: Path) -> None
 
 
 def test_a_shifted_image_is_the_image_moved_by_no_more_than_the_spec_says(tmp_path: Path) -> None:
-    write_images(tmp_path / "train")
-    still = next(iter(open_data(IMAGES, tmp_path, seed=1).train(epoch=0, first=0, batch_size=20)))
-    spec = IMAGES.model_copy(update={"augment": "shift", "augment_pixels": 1})
+    images = np.random.default_rng(0).standard_normal((40, 1, 8, 8), dtype=np.float32)
+    with (tmp_path / "train").open("wb") as file:
+        np.savez(file, x=images, y=np.arange(40) % 3)
+    still = next(iter(open_data(ARRAYS, tmp_path, seed=1).train(epoch=0, first=0, batch_size=20)))
+    spec = ARRAYS.model_copy(update={"augment": "shift", "augment_pixels": 1})
     moved = next(iter(open_data(spec, tmp_path, seed=1).train(epoch=0, first=0, batch_size=20)))
     assert not torch.equal(still.x, moved.x)
     padded = torch.nn.functional.pad(still.x, (1, 1, 1, 1), mode="replicate")
