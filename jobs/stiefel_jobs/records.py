@@ -114,6 +114,8 @@ class Job:
     queued_at: float
     started_at: float | None
     finished_at: float | None
+    batch_id: str | None
+    custom_id: str | None  # its name within the batch
 
 
 @dataclass(frozen=True, slots=True)

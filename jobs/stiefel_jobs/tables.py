@@ -145,10 +145,26 @@ jobs = Table(
     Column("queued_at", Double, nullable=False),
     Column("started_at", Double),
     Column("finished_at", Double),
+    Column("batch_id", Id),  # in the order of their ids, the jobs of a batch are its cells
+    Column("custom_id", Name),
     Index(None, "tenant", "id"),
     Index(None, "tenant", "state", "id"),
     Index(None, "state", "queue", "id"),
     Index(None, "state", "lease_until"),
+    Index(None, "batch_id", "id"),
+)
+
+batches = Table(
+    "batches",
+    metadata,
+    Column("id", Id, primary_key=True),
+    Column("tenant", Id, nullable=False),
+    Column("name", Name),
+    Column("labels", Json, nullable=False),
+    Column("axes", Json, nullable=False),  # [{path, values}]: a JSON object may lose its order
+    Column("size", Integer, nullable=False),
+    Column("created_at", Double, nullable=False),
+    Index(None, "tenant", "id"),
 )
 
 job_labels = Table(
@@ -233,7 +249,7 @@ idempotency = Table(
     Column("tenant", Id, primary_key=True),
     Column("key", Name, primary_key=True),
     Column("fingerprint", Text, nullable=False),
-    Column("job_id", Id, nullable=False),
+    Column("job_id", Id, nullable=False),  # what the request made: a job or a batch
     Column("created_at", Double, nullable=False),
     Column("expires_at", Double, nullable=False, index=True),
 )

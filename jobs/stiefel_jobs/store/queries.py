@@ -49,11 +49,14 @@ def list_jobs(
     tenant: str,
     states: Iterable[State] = (),
     labels: Mapping[str, str] | None = None,
+    batch_id: str | None = None,
     after: str | None = None,
     limit: int = 50,
 ) -> Page[Job]:
     """Return a tenant's jobs, newest first; all of ``labels`` and any of ``states`` must match."""
     query = select(jobs).where(jobs.c.tenant == tenant)
+    if batch_id is not None:
+        query = query.where(jobs.c.batch_id == batch_id)
     if wanted := list(states):
         query = query.where(jobs.c.state.in_(wanted))
     for key, value in (labels or {}).items():
@@ -146,11 +149,21 @@ def last_checkpoint(connection: Connection, job_id: str) -> Checkpoint | None:
     return _checkpoint(row) if row is not None else None
 
 
-def versions(db: Database, job_ids: Sequence[str]) -> dict[str, int]:
-    """Return the versions of many jobs in one query; for the process that wakes all waiters."""
-    query = select(jobs.c.id, jobs.c.version).where(jobs.c.id.in_(job_ids))
+def versions(db: Database, ids: Sequence[str]) -> dict[str, int]:
+    """Return the versions of many jobs and batches; for the process that wakes all waiters.
+
+    One query serves all jobs, and a second one all batches where there are any.
+    """
+    batch_ids = [each for each in ids if each.startswith("batch_")]
+    query = select(jobs.c.id, jobs.c.version).where(jobs.c.id.in_(ids))
+    total = func.sum(jobs.c.version).label("version")
+    summed = select(jobs.c.batch_id, total).where(jobs.c.batch_id.in_(batch_ids))
     with db.read() as connection:
-        return {row.id: row.version for row in connection.execute(query)}
+        found = {row.id: row.version for row in connection.execute(query)}
+        if batch_ids:
+            rows = connection.execute(summed.group_by(jobs.c.batch_id))
+            found |= {row.batch_id: int(row.version) for row in rows}
+    return found
 
 
 def position(db: Database, *, tenant: str, job_id: str) -> int | None:

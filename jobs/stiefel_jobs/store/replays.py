@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sqlalchemy import select
+from sqlalchemy import Connection, select
 
 from stiefel_jobs.database import Database
 from stiefel_jobs.errors import IdempotencyConflictError
@@ -20,15 +20,27 @@ def earlier_job(db: Database, *, tenant: str, key: str, fingerprint: str) -> Job
     Raises:
         IdempotencyConflictError: the key belongs to another request.
     """
+    with db.read() as connection:
+        made = earlier(connection, db, tenant=tenant, key=key, fingerprint=fingerprint)
+        return None if made is None else read_job(connection, made)
+
+
+def earlier(
+    connection: Connection, db: Database, *, tenant: str, key: str, fingerprint: str
+) -> str | None:
+    """Return the id of the job or batch that an earlier request with this key made.
+
+    Raises:
+        IdempotencyConflictError: the key belongs to another request.
+    """
     query = select(idempotency.c.fingerprint, idempotency.c.job_id).where(
         idempotency.c.tenant == tenant,
         idempotency.c.key == key,
         idempotency.c.expires_at >= db.now,
     )
-    with db.read() as connection:
-        row = connection.execute(query).first()
-        if row is None:
-            return None
-        if row.fingerprint != fingerprint:
-            raise IdempotencyConflictError(f"Idempotency-Key {key!r} was used for another request.")
-        return read_job(connection, row.job_id)
+    row = connection.execute(query).first()
+    if row is None:
+        return None
+    if row.fingerprint != fingerprint:
+        raise IdempotencyConflictError(f"Idempotency-Key {key!r} was used for another request.")
+    return str(row.job_id)

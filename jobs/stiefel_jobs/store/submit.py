@@ -1,23 +1,45 @@
-"""Accept a job: the job, its first event, its place in the outbox, and its idempotency key."""
+"""Accept a job: the job, its first event, its place in the outbox, and its idempotency key.
+
+A batch is accepted by the same functions, for many jobs at once.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from typing import Any
 
-from sqlalchemy import Connection, func, insert, or_, select, update
+from sqlalchemy import Connection, Double, bindparam, func, insert, or_, select, update
 
 from stiefel_jobs.database import Database
 from stiefel_jobs.errors import IdempotencyConflictError, LimitError, NotFoundError
 from stiefel_jobs.ids import new_id
-from stiefel_jobs.records import NewEvent, Submission, Submitted
+from stiefel_jobs.records import Submission, Submitted
 from stiefel_jobs.states import TERMINAL, State
-from stiefel_jobs.store.changes import enqueue_ring, read_job, tell, upsert
-from stiefel_jobs.tables import artifacts, idempotency, job_inputs, job_labels, jobs
+from stiefel_jobs.store.changes import read_job, upsert
+from stiefel_jobs.tables import (
+    artifacts,
+    idempotency,
+    job_events,
+    job_inputs,
+    job_labels,
+    jobs,
+    outbox,
+)
 
 KEY_KEPT_S = 7 * 86400.0
+
+
+@dataclass(frozen=True, slots=True)
+class NewJob:
+    """A job about to be written."""
+
+    id: str
+    submission: Submission
+    batch_id: str | None = None
+    custom_id: str | None = None
 
 
 def submit(
@@ -49,14 +71,30 @@ def submit(
     with db.write() as connection:
         if idempotency_key is not None:
             fingerprint = fingerprint or _fingerprint(submission)
-            winner = _reserve(connection, db, tenant, idempotency_key, fingerprint, job_id)
+            winner = reserve(connection, db, tenant, idempotency_key, fingerprint, job_id)
             if winner is not None:
                 return Submitted(read_job(connection, winner), replayed=True)
-        _check_inputs(connection, db, tenant, submission)
-        _check_quota(connection, tenant, max_live)
-        _insert(connection, db, tenant, submission, job_id)
-        enqueue_ring(connection, db, queue=submission.queue, job_id=job_id)
+        place(connection, db, tenant, [NewJob(job_id, submission)], max_live=max_live)
         return Submitted(read_job(connection, job_id), replayed=False)
+
+
+def place(
+    connection: Connection,
+    db: Database,
+    tenant: str,
+    new: Sequence[NewJob],
+    *,
+    max_live: int | None,
+) -> None:
+    """Write jobs with their first events and rings, within the caller's transaction.
+
+    Raises:
+        NotFoundError: an input artifact is unknown, foreign or expired.
+        LimitError: the tenant would have more than ``max_live`` unfinished jobs.
+    """
+    _check_inputs(connection, db, tenant, new)
+    _check_quota(connection, tenant, len(new), max_live)
+    _insert(connection, db, tenant, new)
 
 
 def _fingerprint(submission: Submission) -> str:
@@ -64,10 +102,14 @@ def _fingerprint(submission: Submission) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _reserve(
+def reserve(
     connection: Connection, db: Database, tenant: str, key: str, fingerprint: str, job_id: str
 ) -> str | None:
-    """Take the key for ``job_id``, or return the id of the job that has it."""
+    """Take the key for ``job_id`` (or a batch's id), or return the id of what has it.
+
+    Raises:
+        IdempotencyConflictError: the key belongs to another request.
+    """
     fresh = {
         "fingerprint": fingerprint,
         "job_id": job_id,
@@ -97,10 +139,8 @@ def _reserve(
     return str(found.job_id)
 
 
-def _check_inputs(
-    connection: Connection, db: Database, tenant: str, submission: Submission
-) -> None:
-    wanted = set(submission.inputs.values())
+def _check_inputs(connection: Connection, db: Database, tenant: str, new: Sequence[NewJob]) -> None:
+    wanted = {artifact for job in new for artifact in job.submission.inputs.values()}
     # Shared locks: an artifact cannot vanish between this check and the commit.
     query = select(artifacts.c.id).where(
         artifacts.c.tenant == tenant,
@@ -112,43 +152,56 @@ def _check_inputs(
         raise NotFoundError(f"Artifact {missing[0]} does not exist.", code="artifact_not_found")
 
 
-def _check_quota(connection: Connection, tenant: str, max_live: int | None) -> None:
+def _check_quota(connection: Connection, tenant: str, more: int, max_live: int | None) -> None:
     if max_live is None:
         return
     query = select(func.count()).where(
         jobs.c.tenant == tenant, jobs.c.state.in_([s for s in State if s not in TERMINAL])
     )
-    if connection.execute(query).scalar_one() >= max_live:
-        raise LimitError(f"{max_live} jobs are unfinished, the most this tenant may have.")
+    live = connection.execute(query).scalar_one()
+    if live + more > max_live:
+        wanted = "" if more == 1 else f", and {more} more were asked for"
+        raise LimitError(
+            f"{live} jobs are unfinished{wanted}; this tenant may have {max_live} at most."
+        )
 
 
-def _insert(
-    connection: Connection, db: Database, tenant: str, submission: Submission, job_id: str
-) -> None:
-    values: dict[str, Any] = asdict(submission)
-    deadline = submission.deadline_s
-    counters = ("version", "last_seq", "fence", "attempt", "failures", "resource_deaths")
+def _insert(connection: Connection, db: Database, tenant: str, new: Sequence[NewJob]) -> None:
+    fresh = dict.fromkeys(("fence", "attempt", "failures", "resource_deaths"), 0)
+    times = dict.fromkeys(("not_before", "created_at", "queued_at"), db.now)
     connection.execute(
+        # The first event comes with the job: its version and its event counter begin at one.
         insert(jobs).values(
-            **values,
-            **dict.fromkeys(counters, 0),
-            id=job_id,
+            **fresh,
+            **times,
+            version=1,
+            last_seq=1,
             tenant=tenant,
             state=State.QUEUED,
-            deadline_at=None if deadline is None else db.now + deadline,
-            not_before=db.now,
-            created_at=db.now,
-            queued_at=db.now,
-        )
-    )
-    for table, rows in (
-        (job_inputs, [{"name": n, "artifact_id": a} for n, a in submission.inputs.items()]),
-        (
-            job_labels,
-            [{"tenant": tenant, "key": k, "value": v} for k, v in submission.labels.items()],
+            deadline_at=db.now + bindparam("within_s", type_=Double),
         ),
-    ):
+        [_row(job) for job in new],
+    )
+    queued = {"state": State.QUEUED, "previous": None}
+    event = insert(job_events).values(seq=1, at=db.now, type="job.status", data=queued)
+    connection.execute(event, [{"job_id": job.id} for job in new])
+    ring = insert(outbox).values(topic="ring", payload={}, due_at=db.now)
+    connection.execute(ring, [{"job_id": j.id, "queue": j.submission.queue} for j in new])
+    inputs = [
+        {"job_id": job.id, "name": name, "artifact_id": artifact}
+        for job in new
+        for name, artifact in job.submission.inputs.items()
+    ]
+    labels = [
+        {"job_id": job.id, "tenant": tenant, "key": key, "value": value}
+        for job in new
+        for key, value in job.submission.labels.items()
+    ]
+    for table, rows in ((job_inputs, inputs), (job_labels, labels)):
         if rows:
-            connection.execute(insert(table).values(job_id=job_id), rows)
-    event = NewEvent("job.status", {"state": State.QUEUED, "previous": None})
-    tell(connection, db, job_id, [event])
+            connection.execute(insert(table), rows)
+
+
+def _row(job: NewJob) -> dict[str, Any]:
+    identity = {"id": job.id, "batch_id": job.batch_id, "custom_id": job.custom_id}
+    return {**asdict(job.submission), **identity, "within_s": job.submission.deadline_s}
