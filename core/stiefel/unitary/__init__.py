@@ -11,7 +11,8 @@ from stiefel.unitary.linear import (
 )
 from stiefel.unitary.optimizer import ProjUNN
 from stiefel.unitary.rank_k_update import Products, Variant, rank_k_update, rank_k_update_
-from stiefel.unitary.rnn import OrthogonalRNN, modrelu
+from stiefel.unitary.recurrence import modrelu, modrelu_recurrence
+from stiefel.unitary.rnn import OrthogonalRNN
 from stiefel.unitary.stepping import step_
 from stiefel.unitary.swapping import Skipped, Swapped, SwapReport, to_unitary
 
@@ -33,6 +34,7 @@ __all__ = [
     "henaff_",
     "manifold_parameters",
     "modrelu",
+    "modrelu_recurrence",
     "rank_k_update",
     "rank_k_update_",
     "step_",

@@ -1,7 +1,8 @@
 """Recurrent network with an orthogonal or unitary recurrence.
 
 ``h_t = f(W_in x_t + U h_{t-1})``. ReLU and tanh run in torch's own recurrent kernels, which is
-several times faster than a loop in Python; modReLU, and complex numbers, run in a loop.
+several times faster than a loop in Python; modReLU, and complex numbers, run in a loop with a
+gradient of its own (:mod:`stiefel.unitary.recurrence`).
 """
 
 from __future__ import annotations
@@ -14,21 +15,10 @@ from torch import Tensor, nn
 
 from stiefel.errors import InvalidInputError
 from stiefel.unitary.initialisation import cayley_, haar_, henaff_
+from stiefel.unitary.recurrence import modrelu_recurrence
 
 Nonlinearity = Literal["relu", "tanh", "modrelu"]
 Initialisation = Literal["henaff", "cayley", "haar", "identity"]
-
-
-def modrelu(z: Tensor, bias: Tensor) -> Tensor:
-    """Return ``z / |z| * relu(|z| + bias)``, the phase kept; zero where z is zero.
-
-    Source: Arjovsky, Shah, Bengio, Unitary evolution recurrent neural networks, 2016.
-    """
-    if not z.is_complex():
-        return torch.sign(z) * torch.relu(z.abs() + bias)
-    # The gradient of |z| at 0 is undefined: keep a hair away from it.
-    size = torch.sqrt(z.real.square() + z.imag.square() + 1e-12)
-    return z * (torch.relu(size + bias) / size)
 
 
 class OrthogonalRNN(nn.Module):
@@ -85,12 +75,10 @@ class OrthogonalRNN(nn.Module):
 
     def _loop(self, x: Tensor, h: Tensor) -> Tensor:
         assert self.bias is not None  # modReLU is built with one
-        inputs = x.to(self.frame.dtype) @ self.input_weight.mT
-        states = []
-        for step in inputs.unbind(1):
-            h = modrelu(step + h @ self.frame.mT, self.bias)
-            states.append(h)
-        return torch.stack(states, 1)
+        inputs = x.transpose(0, 1).to(self.frame.dtype) @ self.input_weight.mT
+        # Autocast may have made the product narrower than the frame.
+        states = modrelu_recurrence(inputs.to(self.frame.dtype), self.frame, self.bias, h)
+        return states.transpose(0, 1)
 
 
 def _identity(W: Tensor, _: torch.Generator | None) -> Tensor:
