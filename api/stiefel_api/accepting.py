@@ -8,7 +8,7 @@ import re
 
 from stiefel_api.checks import Checked, check
 from stiefel_api.service import Service
-from stiefel_api.views.jobs import NewJob
+from stiefel_api.views.jobs import JobOptions, NewJob
 from stiefel_jobs.records import Submission, Submitted
 from stiefel_jobs.states import PRIORITIES
 from stiefel_jobs.store.replays import earlier_job
@@ -26,8 +26,7 @@ def accept(
         Problem: the spec cannot be carried out.
         StoreError: the key belongs to another request, or a quota is used up.
     """
-    canonical = json.dumps(body.model_dump(mode="json"), sort_keys=True)
-    fingerprint = hashlib.sha256(canonical.encode()).hexdigest()
+    fingerprint = fingerprint_of(body)
     if key is not None:
         earlier = earlier_job(service.db, tenant=tenant, key=key, fingerprint=fingerprint)
         if earlier is not None:
@@ -36,7 +35,7 @@ def accept(
     submitted = submit(
         service.db,
         tenant=tenant,
-        submission=_submission(service, body, checked, traceparent),
+        submission=submission_of(service, body, checked, traceparent),
         idempotency_key=key,
         fingerprint=fingerprint,
         max_live=service.settings.max_live_jobs,
@@ -47,9 +46,17 @@ def accept(
     return submitted
 
 
-def _submission(
-    service: Service, body: NewJob, checked: Checked, traceparent: str | None
+def fingerprint_of(body: JobOptions) -> str:
+    """Return the digest by which a repeated request is known; of a batch and a job never one."""
+    kind = type(body).__name__
+    canonical = json.dumps({kind: body.model_dump(mode="json")}, sort_keys=True)
+    return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+def submission_of(
+    service: Service, body: JobOptions, checked: Checked, traceparent: str | None
 ) -> Submission:
+    """Return the job that a checked spec and the options beside it ask for."""
     ttl = body.output_ttl.total_seconds() if body.output_ttl else service.settings.artifact_ttl_s
     trace = traceparent if traceparent and _TRACEPARENT.fullmatch(traceparent) else None
     return Submission(

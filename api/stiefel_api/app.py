@@ -13,6 +13,7 @@ from stiefel_api.caretaking import Caretaker
 from stiefel_api.routes import (
     actions,
     artifacts,
+    batches,
     events,
     files,
     health,
@@ -27,7 +28,7 @@ from stiefel_api.version import VERSION
 from stiefel_jobs.settings import Settings
 
 IDLE_S = 60.0
-ROUTERS = (uploads, artifacts, jobs, actions, events, files, methods, keys, health)
+ROUTERS = (uploads, artifacts, jobs, actions, events, files, batches, methods, keys, health)
 
 
 def create_app(settings: Settings | None = None) -> FastAPI:

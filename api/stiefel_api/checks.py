@@ -6,7 +6,7 @@ the answer to the request and not by a failed job.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
@@ -38,9 +38,9 @@ class Checked:
     plan: Plan
     queue: str
 
-    def view(self) -> PlanView:
-        """Show the plan."""
-        planned = self.plan.to_dict(limit=_LISTED)
+    def view(self, *, listed: int = _LISTED) -> PlanView:
+        """Show the plan, with at most ``listed`` tensors of each kind."""
+        planned = self.plan.to_dict(limit=listed)
         return PlanView(
             method=self.spec.method,
             spec=self.spec.model_dump(mode="json"),
@@ -51,14 +51,34 @@ class Checked:
         )
 
 
+class Headers:
+    """Headers read within one request: the cells of a batch mostly name the same files."""
+
+    def __init__(self) -> None:
+        self._known: dict[str, TensorTable] = {}
+
+    def table(self, artifact: Artifact, read: Callable[[], TensorTable]) -> TensorTable:
+        """Return the artifact's table, reading it where it is not known yet."""
+        if artifact.sha256 not in self._known:
+            table = read()
+            if (
+                len(table.tensors) + sum(len(t.tensors) for t in self._known.values())
+                > _MAX_TENSORS
+            ):
+                self._known.clear()
+            self._known[artifact.sha256] = table
+        return self._known[artifact.sha256]
+
+
 def check(
     service: Service,
     tenant: str,
     data: Mapping[str, Any],
     *,
     device: Literal["cpu", "cuda"] | None,
+    headers: Headers | None = None,
 ) -> Checked:
-    """Validate a spec against the files it names.
+    """Validate a spec against the files it names; ``headers`` holds those of this tenant.
 
     Raises:
         Problem: 404 for an artifact that is unknown, foreign or expired; 422 for the rest, with
@@ -70,7 +90,7 @@ def check(
         raise of_input(error, pointer="/spec") from error
     files = _find_inputs(service, tenant, spec)
     try:
-        planned = _plan(service, spec, files)
+        planned = _plan(service, spec, files, headers or Headers())
     except StiefelError as error:
         raise of_input(error, pointer="/spec") from error
     return Checked(spec, planned, device or _queue(service, spec))
@@ -98,13 +118,16 @@ def _pointer(spec: MethodSpec, name: str) -> str:
     return "/spec/input" if isinstance(spec.input, str) else f"/spec/input/{name}"
 
 
-def _plan(service: Service, spec: MethodSpec, files: Mapping[str, Artifact]) -> Plan:
+def _plan(
+    service: Service, spec: MethodSpec, files: Mapping[str, Artifact], headers: Headers
+) -> Plan:
     if not isinstance(spec, ConversionSpec):
         return plan(spec, {})
     with service.parsing:
         tables: dict[str, TensorTable] = {}
         for name in spec.weight_files():
-            tables[name] = _table(service, spec, name, files[name])
+            read = partial(_table, service, spec, name, files[name])
+            tables[name] = headers.table(files[name], read)
             if sum(len(table.tensors) for table in tables.values()) > _MAX_TENSORS:
                 raise Problem(
                     422,

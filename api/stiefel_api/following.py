@@ -10,6 +10,7 @@ from starlette.responses import Response
 
 from stiefel_api.service import Service
 from stiefel_api.views.jobs import JobView
+from stiefel_jobs.batch_records import Batch
 from stiefel_jobs.records import Job
 from stiefel_jobs.states import TERMINAL, State
 from stiefel_jobs.store import queries
@@ -17,8 +18,8 @@ from stiefel_jobs.store import queries
 LOOK_AGAIN_S = 1
 
 
-def etag(job: Job) -> str:
-    """Return the version of the job as HTTP has it."""
+def etag(job: Job | Batch) -> str:
+    """Return the version of the job or batch as HTTP has it."""
     return f'"{job.version}"'
 
 
@@ -34,7 +35,7 @@ def job_response(
     given = {"ETag": etag(job), **(headers or {})}
     if job.state not in TERMINAL:
         given["Retry-After"] = str(LOOK_AGAIN_S)
-    if _is_seen(job, seen):
+    if is_seen(etag(job), seen):
         return Response(status_code=304, headers=given)
     view = JobView.of(job, position=_position(service, job))
     return Response(view.model_dump_json(), status, headers=given, media_type="application/json")
@@ -42,11 +43,19 @@ def job_response(
 
 async def wait_for_change(service: Service, job: Job, *, seen: str | None, seconds: float) -> Job:
     """Return the job once it is not the version that was seen, or when the time is over."""
-    if job.state in TERMINAL or (seen is not None and not _is_seen(job, seen)):
+    if job.state in TERMINAL or (seen is not None and not is_seen(etag(job), seen)):
         return job
     if not await service.waiters.changed(job.id, job.version, seconds):
         return job
     return await _again(service, job)
+
+
+async def wait_for_batch(
+    service: Service, batch: Batch, *, seen: str | None, seconds: float
+) -> None:
+    """Return once a job of the batch is not as it was seen, or when the time is over."""
+    if not batch.finished and (seen is None or is_seen(etag(batch), seen)):
+        await service.waiters.changed(batch.id, batch.version, seconds)
 
 
 async def settle(service: Service, job: Job, *, seconds: float) -> Job:
@@ -64,10 +73,9 @@ async def _again(service: Service, job: Job) -> Job:
     return await run_in_threadpool(queries.get_job, service.db, tenant=job.tenant, job_id=job.id)
 
 
-def _is_seen(job: Job, seen: str | None) -> bool:
-    return seen is not None and etag(job) in [
-        tag.strip().removeprefix("W/") for tag in seen.split(",")
-    ]
+def is_seen(tag: str, seen: str | None) -> bool:
+    """Say whether ``If-None-Match`` names this version."""
+    return seen is not None and tag in [each.strip().removeprefix("W/") for each in seen.split(",")]
 
 
 def _position(service: Service, job: Job) -> int | None:

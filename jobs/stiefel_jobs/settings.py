@@ -55,6 +55,7 @@ class Settings(BaseSettings):
     max_upload_bytes: int = Field(default=1024 * GIB, gt=0)
     max_stored_bytes: int | None = Field(default=None, gt=0)
     max_live_jobs: int = Field(default=100_000, gt=0)
+    max_batch_jobs: int = Field(default=256, gt=0)
     part_bytes: int = Field(default=64 * 2**20, ge=5 * 2**20)
     upload_ttl_s: float = Field(default=7 * 86400.0, gt=0)
     artifact_ttl_s: float | None = Field(default=30 * 86400.0, gt=0)

@@ -15,7 +15,7 @@ from stiefel_api.following import job_response, settle, wait_for_change
 from stiefel_api.problems import Problem
 from stiefel_api.security import JobReader, JobWriter
 from stiefel_api.service import ServiceDep
-from stiefel_api.views.base import JOB_EXAMPLE, Page, problems
+from stiefel_api.views.base import BATCH_EXAMPLE, JOB_EXAMPLE, Page, problems
 from stiefel_api.views.history import PlanView
 from stiefel_api.views.jobs import JobPatch, JobView, NewJob
 from stiefel_jobs.states import PRIORITIES, State
@@ -111,6 +111,9 @@ def list_all(
     label: Annotated[
         list[str] | None, Query(description="All of these, `key:value`.", examples=[["team:nlp"]])
     ] = None,
+    batch: Annotated[
+        str | None, Query(max_length=64, description="Of this batch.", examples=[BATCH_EXAMPLE])
+    ] = None,
     after: AfterId = None,
     limit: Limit = 50,
 ) -> Page[JobView]:
@@ -120,6 +123,7 @@ def list_all(
         tenant=caller.tenant,
         states=status or (),
         labels=dict(_label(text) for text in label or ()),
+        batch_id=batch,
         after=after,
         limit=limit,
     )

@@ -11,6 +11,7 @@ T = TypeVar("T")
 
 SHA256_EXAMPLE = "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08"
 JOB_EXAMPLE = "job_01K5Z8R3N0V7W2X4Y6Z8A0B2C4"
+BATCH_EXAMPLE = "batch_01K5Z8R2J9T3U1V5W7X9Y1Z3A5"
 ARTIFACT_EXAMPLE = "art_01K5Z8Q1M8S6T4V2W0X8Y6Z4A2"
 UPLOAD_EXAMPLE = "upl_01K5Z8P0K7R5S3T1V9W7X5Y3Z1"
 TIME_EXAMPLE = "2026-11-21T09:30:00.125000Z"
@@ -58,6 +59,11 @@ class Fault(View):
     )
     message: str = Field(
         description="What is wrong there.", examples=["the pattern 'q_proj' matches no tensor"]
+    )
+    cells: list[str] | None = Field(
+        default=None,
+        description="Of a batch: the cells that this fault is in.",
+        examples=[["seed=0", "seed=1"]],
     )
 
 

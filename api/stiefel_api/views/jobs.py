@@ -32,13 +32,9 @@ Priority = Literal["low", "normal", "high"]
 _LONGEST = timedelta(days=3650)
 
 
-class NewJob(Body):
-    """A request for work."""
+class JobOptions(Body):
+    """What stands beside a spec, for one job or for all jobs of a batch."""
 
-    spec: dict[str, Any] = Field(
-        description="What to do: `method` and that method's fields, see `GET /v1/methods`.",
-        examples=[SPEC_EXAMPLE],
-    )
     labels: Labels = Field(
         default_factory=dict, description="For finding it again.", examples=[{"team": "nlp"}]
     )
@@ -75,6 +71,15 @@ class NewJob(Body):
         if value is not None and not timedelta(0) < value <= _LONGEST:
             raise ValueError("a duration must be positive and at most ten years")
         return value
+
+
+class NewJob(JobOptions):
+    """A request for work."""
+
+    spec: dict[str, Any] = Field(
+        description="What to do: `method` and that method's fields, see `GET /v1/methods`.",
+        examples=[SPEC_EXAMPLE],
+    )
 
 
 class JobPatch(Body):
@@ -163,6 +168,8 @@ class JobView(View):
         description="The spec in force, defaults filled in.", examples=[SPEC_EXAMPLE]
     )
     labels: dict[str, str] = Field(description="As given.", examples=[{"team": "nlp"}])
+    batch: str | None = Field(description="The batch that it belongs to.", examples=[None])
+    custom_id: str | None = Field(description="Its name within the batch.", examples=[None])
     priority: str = Field(description="As given.", examples=["normal"])
     queue: QueueView = Field(description="Where it waits.")
     attempt: int = Field(description="Attempts begun.", examples=[1])
@@ -192,16 +199,18 @@ class JobView(View):
             allowed_actions=list(allowed_actions(job.state)),
             spec=job.spec,
             labels=job.labels,
+            batch=job.batch_id,
+            custom_id=job.custom_id,
             priority=_priority(job.priority),
             queue=QueueView(name=job.queue, position=position),
             attempt=job.attempt,
             max_attempts=job.max_attempts,
-            progress=_progress(job),
+            progress=progress_of(job),
             reason=job.reason,
             result=ResultView.model_validate(job.result) if job.result else None,
-            error=_failure(job),
+            error=failure_of(job),
             timestamps=_timestamps(job),
-            links=_links(job),
+            links=links_of(job),
         )
 
 
@@ -209,7 +218,8 @@ def _priority(number: int) -> str:
     return next((name for name, value in PRIORITIES.items() if value == number), "normal")
 
 
-def _progress(job: Job) -> ProgressView | None:
+def progress_of(job: Job) -> ProgressView | None:
+    """Show how far a job is."""
     if job.progress is None:
         return None
     done, total = job.progress["done"], job.progress.get("total")
@@ -237,7 +247,8 @@ def _eta(job: Job, done: float, total: float | None) -> datetime | None:
     return known_moment(now + (total - done) * seconds / gained)
 
 
-def _failure(job: Job) -> FailureView | None:
+def failure_of(job: Job) -> FailureView | None:
+    """Show why a job failed, if it did."""
     if job.error is None:
         return None
     known = {"code": job.reason or "failed", "detail": job.reason or "The job failed."}
@@ -254,7 +265,8 @@ def _timestamps(job: Job) -> dict[str, datetime | None]:
     }
 
 
-def _links(job: Job) -> dict[str, Any]:
+def links_of(job: Job) -> dict[str, Any]:
+    """Show where to go from a job."""
     path = f"/v1/jobs/{job.id}"
     parts = ("events", "metrics", "attempts", "checkpoints")
     files = (job.result or {}).get("files", {})
