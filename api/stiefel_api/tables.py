@@ -42,7 +42,7 @@ def as_markdown(report: ReportView) -> str:
     cells = [row.cell for row in report.rows]
     # Where the varying fields do not tell the jobs apart, their names do.
     distinct = all(cell not in cells[:index] for index, cell in enumerate(cells))
-    fields = report.varying if distinct else ["custom_id", *report.varying]
+    fields = report.varying if report.varying and distinct else ["custom_id", *report.varying]
     metrics = [name for name in report.metrics if name in LEADING]
     counts = ", ".join(f"{count} {state}" for state, count in report.counts.items())
     lines = [

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -142,6 +143,7 @@ def test_one_refusal_names_every_fault_and_nothing_is_submitted(
         ({"spec": None, "grid": {"seed": [1]}}, "invalid_request", ""),
         ({"spec": None}, "invalid_request", ""),
         ({"jobs": [{"custom_id": "a/b", "spec": {}}]}, "invalid_request", "/jobs/0/custom_id"),
+        ({"grid": {"seed": [json.loads("[" * 70 + "]" * 70)]}}, "invalid_request", "/grid/seed"),
         ({"sepc": {}}, "invalid_request", "/sepc"),
         ({"max_attempts": 0}, "invalid_request", "/max_attempts"),
     ],

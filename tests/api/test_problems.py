@@ -37,6 +37,10 @@ def client(embedded: House) -> Any:
         ("DELETE", "/v1/jobs", 405, "method_not_allowed"),
         ("PATCH", "/healthz", 405, "method_not_allowed"),
         ("GET", "/v1/jobs/job_0", 404, "not_found"),
+        ("GET", "/v1/batches/batch_0", 404, "not_found"),
+        ("GET", "/v1/batches/batch_0/report", 404, "not_found"),
+        ("POST", "/v1/batches/batch_0/cancel", 404, "not_found"),
+        ("GET", "/v1/batches/batch_0/report?format=xml", 422, "invalid_request"),
         ("GET", "/v1/artifacts/art_0", 404, "artifact_not_found"),
         ("GET", "/v1/uploads/upl_0", 404, "upload_not_found"),
         ("GET", "/v1/methods/x", 404, "unknown_method"),
@@ -71,6 +75,7 @@ def test_a_method_that_is_not_allowed_names_those_that_are(client: httpx.Client)
         (b"{}", JSON, 422, "invalid_request"),
         (b'{"spec": ' + b"[" * 100_000 + b"}", JSON, 400, "malformed_json"),
         (b'{"spec": {"seed": 1e999, "method": "project.unitary"}}', JSON, 422, "invalid_spec"),
+        (b'{"spec": {"seed": ' + b"[" * 300 + b"]" * 300 + b"}}", JSON, 422, "invalid_request"),
         (b" " * (2**20 + 1), JSON, 413, "body_too_large"),
     ],
 )

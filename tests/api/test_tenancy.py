@@ -29,6 +29,9 @@ ROUTES = [
     ("POST", "/v1/uploads/{upload}/complete"),
     ("DELETE", "/v1/uploads/{upload}"),
     ("DELETE", "/v1/keys/{key}"),
+    ("GET", "/v1/batches/{batch}"),
+    ("GET", "/v1/batches/{batch}/report"),
+    ("POST", "/v1/batches/{batch}/cancel"),
 ]
 STREAM = ("GET", "/v1/jobs/{job}/events", "text/event-stream")
 
@@ -47,7 +50,8 @@ def theirs(house: House) -> dict[str, str]:
         house.deliver(job, {"model.safetensors": checkpoint(fill=8)})
         upload = owner.post("/v1/uploads", json={"filename": "x", "size": 3}).json()["id"]
         key = owner.get("/v1/whoami").json()["key"]["id"]
-    return {"job": job, "artifact": artifact, "upload": upload, "key": key}
+        batch = owner.post("/v1/batches", json=order(artifact)).json()["id"]
+    return {"job": job, "artifact": artifact, "upload": upload, "key": key, "batch": batch}
 
 
 def test_foreign_ids_answer_as_unknown_ones_do(
@@ -82,7 +86,7 @@ def test_a_foreign_input_answers_as_an_unknown_one_does(
 
 
 def test_listings_show_only_ones_own(client: httpx.Client, theirs: dict[str, str]) -> None:
-    for path in ("/v1/jobs", "/v1/artifacts"):
+    for path in ("/v1/jobs", "/v1/artifacts", "/v1/batches", f"/v1/jobs?batch={theirs['batch']}"):
         assert client.get(path).json()["data"] == []
     assert client.get("/v1/jobs", params={"after": theirs["job"]}).json()["data"] == []
     assert client.get("/v1/artifacts", params={"job": theirs["job"]}).json()["data"] == []

@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Annotated, Any, Self
 
-from pydantic import Field, StringConstraints, model_validator
+from pydantic import AfterValidator, Field, StringConstraints, model_validator
 
 from stiefel_api.grids import Part, value_at
 from stiefel_api.views.base import (
@@ -14,8 +14,10 @@ from stiefel_api.views.base import (
     JOB_EXAMPLE,
     TIME_EXAMPLE,
     Body,
+    Spec,
     View,
     moment,
+    shallow,
 )
 from stiefel_api.views.history import PlanView
 from stiefel_api.views.jobs import (
@@ -48,7 +50,7 @@ GRID_EXAMPLE: dict[str, list[Any]] = {
 Path = Annotated[
     str, StringConstraints(max_length=255, pattern=r"^[^.\s\x00-\x1f]+(\.[^.\s\x00-\x1f]+)*$")
 ]
-Values = Annotated[list[Any], Field(min_length=1)]
+Values = Annotated[list[Any], Field(min_length=1), AfterValidator(shallow)]
 CustomId = Annotated[
     str, StringConstraints(min_length=1, max_length=48, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
 ]
@@ -63,7 +65,7 @@ class BatchEntry(Body):
     """A spec of its own within a batch, for what a grid cannot say, such as another method."""
 
     custom_id: CustomId = Field(description="Its name in the report.", examples=["dense"])
-    spec: dict[str, Any] = Field(description="As in `POST /v1/jobs`.", examples=[BASE_EXAMPLE])
+    spec: Spec = Field(description="As in `POST /v1/jobs`.", examples=[BASE_EXAMPLE])
     grid: Grid = Field(default_factory=dict, description=_GRID, examples=[{"seed": [0, 1, 2]}])
 
 
@@ -77,7 +79,7 @@ class NewBatch(JobOptions):
         description="Headline of the report.",
         examples=["tau on the digits"],
     )
-    spec: dict[str, Any] | None = Field(
+    spec: Spec | None = Field(
         default=None, description="The spec that the grid varies.", examples=[BASE_EXAMPLE]
     )
     grid: Grid = Field(default_factory=dict, description=_GRID, examples=[GRID_EXAMPLE])

@@ -14,6 +14,7 @@ from stiefel_api.views.base import (
     SHA256_EXAMPLE,
     TIME_EXAMPLE,
     Body,
+    Spec,
     View,
     known_moment,
     moment,
@@ -76,7 +77,7 @@ class JobOptions(Body):
 class NewJob(JobOptions):
     """A request for work."""
 
-    spec: dict[str, Any] = Field(
+    spec: Spec = Field(
         description="What to do: `method` and that method's fields, see `GET /v1/methods`.",
         examples=[SPEC_EXAMPLE],
     )
