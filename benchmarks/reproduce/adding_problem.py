@@ -11,7 +11,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from running import Cell, Figure, connected, parser, reproduce, seeded
+from running import Cell, Figure, connected, parser, reproduce
 
 
 def cells(options: argparse.Namespace) -> list[Cell]:
@@ -38,11 +38,11 @@ def cells(options: argparse.Namespace) -> list[Cell]:
         "learning_rate_divider": options.divider,
     }
     made = [
-        Cell(f"projUNN-{name}, k=1", seeded(projunn | {"variant": variant}, options.seeds), 0.0)
+        Cell(f"projUNN-{name}, k=1", projunn | {"variant": variant}, 0.0)
         for name, variant in (("T", "tangent"), ("D", "direct"))
     ]
     free = common | {"method": "train.dense", "network": network | {"activation": "tanh"}}
-    return [*made, Cell("free RNN, tanh", seeded(free, options.seeds), None)]
+    return [*made, Cell("free RNN, tanh", free, None)]
 
 
 def main() -> None:

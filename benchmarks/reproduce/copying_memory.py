@@ -13,7 +13,7 @@ import argparse
 import math
 from typing import Any
 
-from running import Cell, Figure, connected, parser, reproduce, seeded
+from running import Cell, Figure, connected, parser, reproduce
 
 SYMBOLS, LENGTH = 8, 10
 
@@ -41,13 +41,13 @@ def cells(options: argparse.Namespace) -> list[Cell]:
         "learning_rate_divider": options.divider,
     }
     made = [
-        Cell(f"projUNN-{name}, k=1", seeded(projunn | {"variant": variant}, options.seeds), 0.0)
+        Cell(f"projUNN-{name}, k=1", projunn | {"variant": variant}, 0.0)
         for name, variant in (("T", "tangent"), ("D", "direct"))
     ]
     for activation in ("relu", "tanh"):
         network = {"family": "rnn", "hidden": options.hidden, "activation": activation}
         free = common | {"method": "train.dense", "network": network, "clip_norm": 1.0}
-        made.append(Cell(f"free RNN, {activation}", seeded(free, options.seeds), None))
+        made.append(Cell(f"free RNN, {activation}", free, None))
     return made
 
 
@@ -57,8 +57,8 @@ def main() -> None:
     arguments.add_argument("--delay", type=int, default=200)
     arguments.add_argument("--hidden", type=int, default=128)
     arguments.add_argument("--batch", type=int, default=64)
-    arguments.add_argument("--epochs", type=int, default=30, help="of 200 batches")
-    arguments.add_argument("--learning-rate", type=float, default=1.4e-3)
+    arguments.add_argument("--epochs", type=int, default=45, help="of 200 batches")
+    arguments.add_argument("--learning-rate", type=float, default=2e-3)
     arguments.add_argument("--divider", type=float, default=32)
     arguments.add_argument("--factor", type=float, default=0.98, help="of the rate, per epoch")
     options = arguments.parse_args()
@@ -68,7 +68,7 @@ def main() -> None:
     with connected(options) as client:
         name = f"copying_memory_{options.delay}"
         title = f"Copying memory, delay {options.delay}, hidden {options.hidden}"
-        reproduce(client, name, title, cells(options), figure, notes)
+        reproduce(client, name, title, cells(options), figure, seeds=options.seeds, notes=notes)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from running import Cell, Figure, connected, parser, reproduce, seeded, upload
+from running import Cell, Figure, connected, parser, reproduce, upload
 
 
 def cells(options: argparse.Namespace, data: dict[str, Any]) -> list[Cell]:
@@ -36,7 +36,7 @@ def cells(options: argparse.Namespace, data: dict[str, Any]) -> list[Cell]:
         "epochs": options.epochs,
         "log_every": 50,
     }
-    made = [Cell("dense", seeded(common | {"method": "train.dense"}, options.seeds), 85.2)]
+    made = [Cell("dense", common | {"method": "train.dense"}, 85.2)]
     for cutoff in options.cutoffs:
         oialr = common | {
             "method": "train.oialr",
@@ -44,7 +44,7 @@ def cells(options: argparse.Namespace, data: dict[str, Any]) -> list[Cell]:
             "period": steps // 20,
             "cutoff": cutoff,
         }
-        made.append(Cell(f"OIALR, cutoff {cutoff}", seeded(oialr, options.seeds), 83.1))
+        made.append(Cell(f"OIALR, cutoff {cutoff}", oialr, 83.1))
     return made
 
 
@@ -75,7 +75,9 @@ def main() -> None:
         }
         figure = Figure(more=("parameters_saved", "trainable_share"))
         name, title = "oialr_vit", f"Mini-ViT on CIFAR-10, width {options.width}"
-        reproduce(client, name, title, cells(options, data), figure, notes)
+        reproduce(
+            client, name, title, cells(options, data), figure, seeds=options.seeds, notes=notes
+        )
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ import httpx
 import numpy as np
 import pyarrow.parquet as pq
 from PIL import Image
-from running import Cell, Figure, connected, parser, reproduce, seeded, upload
+from running import Cell, Figure, connected, parser, reproduce, upload
 
 # First and second block of the paper's columns, for k = 1 and k = 16; the second is T by inference.
 PAPER = {
@@ -71,7 +71,7 @@ def cells(client: httpx.Client, options: argparse.Namespace) -> list[Cell]:
         variant = {"T": "tangent", "D": "direct"}[letter]
         paper = PAPER.get(options.hidden, {}).get(letter, {}).get(rank)
         chosen = spec | {"variant": variant, "rank": rank}
-        made.append(Cell(f"projUNN-{letter}, k={rank}", seeded(chosen, options.seeds), paper))
+        made.append(Cell(f"projUNN-{letter}, k={rank}", chosen, paper))
     return made
 
 
@@ -94,7 +94,9 @@ def main() -> None:
         name = f"permuted_mnist_{options.side}"
         title = f"Permuted MNIST, {options.side} x {options.side}, hidden {options.hidden}"
         figure = Figure(more=("best_test_accuracy", "epochs"))
-        reproduce(client, name, title, cells(client, options), figure, notes)
+        reproduce(
+            client, name, title, cells(client, options), figure, seeds=options.seeds, notes=notes
+        )
 
 
 if __name__ == "__main__":

@@ -9,12 +9,12 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
+import re
 import shlex
 import statistics
 import sys
 import tempfile
-import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,14 +30,19 @@ OVER = {"succeeded", "failed", "cancelled", "expired"}
 
 @dataclass(frozen=True)
 class Cell:
-    """One line of the table: the mean over ``specs``, which differ in their seed alone.
+    """One line of the table: the mean over the seeds.
 
     ``paper``: the authors' figure in the unit of :class:`Figure`, or None where they give none.
     """
 
     name: str
-    specs: tuple[dict[str, Any], ...]
+    spec: dict[str, Any]
     paper: float | None
+
+    @property
+    def custom_id(self) -> str:
+        """The name as the API takes it."""
+        return re.sub(r"[^A-Za-z0-9.]+", "-", self.name).strip("-.")
 
 
 @dataclass(frozen=True)
@@ -47,11 +52,6 @@ class Figure:
     metric: str = "test_accuracy"
     scale: float = 100.0
     more: tuple[str, ...] = ()
-
-
-def seeded(spec: dict[str, Any], seeds: Iterable[int]) -> tuple[dict[str, Any], ...]:
-    """The spec once per seed."""
-    return tuple(spec | {"seed": seed} for seed in seeds)
 
 
 def parser(doc: str | None) -> argparse.ArgumentParser:
@@ -94,20 +94,25 @@ def reproduce(
     title: str,
     cells: list[Cell],
     figure: Figure,
+    *,
+    seeds: list[int],
     notes: str = "",
 ) -> None:
     """POST all cells as one batch, wait, and write ``results/<name>`` after every job."""
-    jobs = [
-        {"custom_id": f"{cell.name} #{index}", "spec": spec}
-        for cell in cells
-        for index, spec in enumerate(cell.specs)
+    entries = [
+        {"custom_id": cell.custom_id, "spec": cell.spec, "grid": {"seed": seeds}} for cell in cells
     ]
-    batch = _checked(client.post("/v1/batches", json={"name": title, "jobs": jobs}))
-    print(f"{batch['id']}: {len(jobs)} jobs", flush=True)
+    batch = _checked(client.post("/v1/batches", json={"name": title, "jobs": entries}))
+    print(f"{batch['id']}: {batch['size']} jobs", flush=True)
     ended: dict[str, dict[str, Any]] = {}
     for job in _ends(client, batch["id"]):
-        ended[job["custom_id"]] = job
-        rows = [_row(cell, ended, figure) for cell in cells]
+        ended[job["id"]] = job
+        # The batch keeps the order of the cells, and in each that of the seeds.
+        ids = [member["job"] for member in batch["jobs"]]
+        rows = []
+        for at, cell in enumerate(cells):
+            own = [ended[id_] for id_ in ids[at * len(seeds) :][: len(seeds)] if id_ in ended]
+            rows.append(_row(cell, own, figure, seeds))
         _write(name, title, rows, ended, notes)
 
 
@@ -115,19 +120,18 @@ def _ends(client: httpx.Client, batch: str) -> Iterator[dict[str, Any]]:
     """Each job of the batch once it is over."""
     seen: set[str] = set()
     while True:
-        members = _checked(client.get(f"/v1/batches/{batch}"))["jobs"]
+        members = _checked(client.get(f"/v1/batches/{batch}?wait=50"))["jobs"]
         for member in members:
-            if member["status"] in OVER and member["id"] not in seen:
-                seen.add(member["id"])
-                job = _checked(client.get(f"/v1/jobs/{member['id']}"))
-                yield job | {"custom_id": member["custom_id"]}
+            if member["status"] in OVER and member["job"] not in seen:
+                seen.add(member["job"])
+                yield _checked(client.get(f"/v1/jobs/{member['job']}"))
         if len(seen) == len(members):
             return
-        time.sleep(2)
 
 
-def _row(cell: Cell, ended: dict[str, dict[str, Any]], figure: Figure) -> dict[str, Any]:
-    jobs = [ended[key] for i in range(len(cell.specs)) if (key := f"{cell.name} #{i}") in ended]
+def _row(
+    cell: Cell, jobs: list[dict[str, Any]], figure: Figure, seeds: list[int]
+) -> dict[str, Any]:
     good = [job["result"]["metrics"] for job in jobs if job["status"] == "succeeded"]
 
     def mean(metric: str, scale: float = 1.0) -> float | str:
@@ -143,7 +147,7 @@ def _row(cell: Cell, ended: dict[str, dict[str, Any]], figure: Figure) -> dict[s
         "difference": float(f"{ours - cell.paper:+.3g}") if known else "",  # type: ignore[operator]
         **{metric: mean(metric) for metric in figure.more},
         "minutes per job": mean("seconds_training", 1 / 60),
-        "jobs": f"{len(good)} of {len(cell.specs)}",
+        "seeds": f"{len(good)} of {len(seeds)}",
     }
 
 
