@@ -17,9 +17,12 @@ from stiefel.specs.conversion import ConversionSpec
 from stiefel.specs.header import TensorTable, read_table
 from stiefel.specs.plan import Plan, plan
 from stiefel.specs.shards import MAX_INDEX, ShardIndex, read_index
+from stiefel.specs.training import TrainingSpec
+from stiefel.specs.training_plan import TrainingPlan
 from stiefel_api.problems import Problem, of_input
 from stiefel_api.service import Service
-from stiefel_api.views.history import PlanView
+from stiefel_api.training import training_plan
+from stiefel_api.views.history import PlanView, TrainingPlanView
 from stiefel_jobs.errors import NotFoundError
 from stiefel_jobs.records import Artifact
 from stiefel_jobs.store import artifacts
@@ -37,16 +40,24 @@ class Checked:
     spec: MethodSpec
     plan: Plan
     queue: str
+    training: TrainingPlan | None = None
+
+    @property
+    def peak_memory_bytes(self) -> int:
+        """Estimated memory of the worker's process; 0 where it is not known."""
+        return self.training.peak_memory_bytes if self.training else self.plan.peak_memory_bytes
 
     def view(self, *, listed: int = _LISTED) -> PlanView:
         """Show the plan, with at most ``listed`` tensors of each kind."""
-        planned = self.plan.to_dict(limit=listed)
+        planned = self.plan.to_dict(limit=listed) | {"peak_memory_bytes": self.peak_memory_bytes}
+        training = self.training.to_dict(limit=listed) if self.training else None
         return PlanView(
             method=self.spec.method,
             spec=self.spec.model_dump(mode="json"),
             queue=self.queue,
             tensors_selected=planned.pop("selected"),
             tensors_skipped=planned.pop("skipped"),
+            training=TrainingPlanView.model_validate(training) if training else None,
             **planned,
         )
 
@@ -91,9 +102,10 @@ def check(
     files = _find_inputs(service, tenant, spec)
     try:
         planned = _plan(service, spec, files, headers or Headers())
+        training = training_plan(service, spec, files) if isinstance(spec, TrainingSpec) else None
     except StiefelError as error:
         raise of_input(error, pointer="/spec") from error
-    return Checked(spec, planned, device or _queue(service, spec))
+    return Checked(spec, planned, device or _queue(service, spec), training)
 
 
 def _find_inputs(service: Service, tenant: str, spec: MethodSpec) -> dict[str, Artifact]:

@@ -91,6 +91,31 @@ class CheckpointView(View):
         )
 
 
+class TrainingPlanView(View):
+    """What a training job would do; null is what only the worker will find out."""
+
+    layers: list[dict[str, Any]] = Field(
+        description="Layers with a weight matrix: what constrains each, or the reason why nothing "
+        "does; at most 1,000 are listed."
+    )
+    layers_constrained: int | None = Field(description="How many in truth.", examples=[3])
+    layers_left: int | None = Field(description="How many stay as they are.", examples=[1])
+    parameters: int | None = Field(description="Of the dense network.", examples=[784510])
+    parameters_constrained: int | None = Field(
+        description="Of these, in weights under the constraint.", examples=[779500]
+    )
+    parameters_at_start: int | None = Field(
+        description="Numbers stored when training starts; ranks change on the way.",
+        examples=[196210],
+    )
+    steps_per_epoch: int | None = Field(description="Batches in one epoch.", examples=[468])
+    steps: int | None = Field(description="In all, at most.", examples=[4680])
+    decided_by_worker: list[str] = Field(
+        description="What only the worker will find out.",
+        examples=[["the number of classes, from the labels"]],
+    )
+
+
 class PlanView(View):
     """What a job would do, without a job."""
 
@@ -112,6 +137,10 @@ class PlanView(View):
         examples=[90868376],
     )
     peak_memory_bytes: int = Field(
-        description="Estimated memory of the worker's process.", examples=[425721856]
+        description="Estimated memory of the worker's processes; 0 where it is not known.",
+        examples=[425721856],
+    )
+    training: TrainingPlanView | None = Field(
+        default=None, description="Layers and steps of a training job.", examples=[None]
     )
     warnings: list[str] = Field(default_factory=list, description="What may surprise.")

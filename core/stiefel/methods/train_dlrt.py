@@ -12,6 +12,7 @@ from stiefel.methods.protocol import Method, Outcome, Run
 from stiefel.methods.training import run_training
 from stiefel.specs.train_low_rank import TrainDlrtSpec
 from stiefel.training.low_rank import IntegratorStepper, low_rank_exports, low_rank_layers
+from stiefel.training.naming import check_layer_names
 from stiefel.training.optimizers import build_optimizer
 from stiefel.training.stepper import Stepper
 
@@ -21,6 +22,7 @@ class DynamicalLowRank:
 
     def attach(self, network: nn.Module, spec: TrainDlrtSpec, *, steps: int) -> Stepper:
         """See :class:`stiefel.training.session.Constraint`."""
+        check_layer_names(network, spec.include, spec.exclude)
         self._conversion = to_low_rank(
             network,
             spec.initial_rank,

@@ -7,11 +7,10 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from stiefel.errors import InvalidInputError
 from stiefel.models.signature import Signature
+from stiefel.specs.families import VGG16_STAGES
+from stiefel.specs.fitting import check_images
 from stiefel.specs.networks import VGG16, AlexNet, LeNet5, ResNet20
-
-VGG16_STAGES = ((1, 2), (2, 2), (4, 3), (8, 3), (8, 3))  # (width multiple, convolutions)
 
 
 def lenet5(spec: LeNet5, signature: Signature) -> nn.Module:
@@ -98,14 +97,7 @@ def _classifier(
     dropout: float = 0.0,
 ) -> nn.Module:
     """``features`` followed by hidden layers and ``head``; sizes are measured, not computed."""
-    if signature.kind != "image" or min(signature.shape[1:]) < least:
-        raise InvalidInputError(
-            f"this network needs images of at least {least} x {least}; "
-            f"the data has examples of kind {signature.kind} and shape {list(signature.shape)}",
-            code="network_does_not_fit",
-            fix="choose family mlp, or data with larger images",
-            field="/network",
-        )
+    check_images(signature, least=least)
     width = _output_width(features, signature.shape)
     head: list[nn.Module] = []
     for n_out in hidden:

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from torch import nn
 
-from stiefel.errors import InvalidInputError
 from stiefel.models.signature import Signature
+from stiefel.specs.families import SMALLEST_POOLED
+from stiefel.specs.fitting import check_channels
 from stiefel.specs.networks import OrthogonalCNN
 from stiefel.unitary import FourierConv2d
-
-SMALLEST_POOLED = 4  # pixels
 
 
 def orthogonal_cnn(spec: OrthogonalCNN, signature: Signature) -> nn.Sequential:
@@ -21,13 +20,10 @@ def orthogonal_cnn(spec: OrthogonalCNN, signature: Signature) -> nn.Sequential:
     Raises:
         InvalidInputError: the data is not images, or channels become fewer on the way.
     """
-    if signature.kind != "image":
-        raise _misfit(f"needs images; the data has examples of kind {signature.kind}", "family")
+    check_channels(spec, signature)
     n_in, height, width = signature.shape
     layers: list[nn.Module] = []
-    for index, n_out in enumerate(spec.channels):
-        if n_out < n_in:
-            raise _misfit(f"{n_in} channels cannot become {n_out}", f"channels/{index}")
+    for n_out in spec.channels:
         layers += [FourierConv2d(n_in, n_out, (height, width)), nn.ReLU()]
         if min(height, width) >= SMALLEST_POOLED:
             layers.append(nn.AvgPool2d(2))
@@ -37,12 +33,3 @@ def orthogonal_cnn(spec: OrthogonalCNN, signature: Signature) -> nn.Sequential:
     network.add_module("features", nn.Sequential(*layers, nn.Flatten()))
     network.add_module("head", nn.Linear(n_in * height * width, signature.outputs))
     return network
-
-
-def _misfit(detail: str, where: str) -> InvalidInputError:
-    return InvalidInputError(
-        f"an orthogonal CNN {detail}" if where == "family" else f"orthogonal CNN: {detail}",
-        code="network_does_not_fit",
-        fix="give images and channels that never fall",
-        field=f"/network/{where}",
-    )

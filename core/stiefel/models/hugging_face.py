@@ -9,17 +9,13 @@ from torch import Tensor, nn
 
 from stiefel.errors import InvalidInputError
 from stiefel.models.signature import Signature
+from stiefel.specs.fitting import check_task
 from stiefel.specs.networks import Transformers
 
 AUTO_CLASSES = {
     "image_classification": "AutoModelForImageClassification",
     "sequence_classification": "AutoModelForSequenceClassification",
     "causal_language_model": "AutoModelForCausalLM",
-}
-KINDS = {
-    "image_classification": "image",
-    "sequence_classification": "tokens",
-    "causal_language_model": "tokens",
 }
 
 
@@ -45,10 +41,7 @@ def transformers_network(spec: Transformers, signature: Signature) -> nn.Module:
     """
     import transformers  # slow to import: only for jobs that ask for it
 
-    if signature.kind != KINDS[spec.task]:
-        raise _misfit(
-            f"task {spec.task} needs {KINDS[spec.task]} data, not {signature.kind}", "task"
-        )
+    check_task(spec.task, signature)
     config = _config(transformers, spec, signature)
     try:
         inner = getattr(transformers, AUTO_CLASSES[spec.task]).from_config(config)

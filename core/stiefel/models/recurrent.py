@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from stiefel.errors import InvalidInputError
 from stiefel.models.signature import Signature
+from stiefel.specs.fitting import check_sequences
 from stiefel.specs.networks import Recurrent
 from stiefel.unitary import OrthogonalRNN
 
@@ -48,11 +48,5 @@ def recurrent_network(spec: Recurrent, signature: Signature) -> nn.Module:
     Raises:
         InvalidInputError: the data is not a sequence.
     """
-    if signature.kind != "sequence":
-        raise InvalidInputError(
-            f"a recurrent network needs sequences; the data has examples of kind {signature.kind}",
-            code="network_does_not_fit",
-            fix="set data.as_sequence, or choose a synthetic task or another family",
-            field="/network/family",
-        )
+    check_sequences(signature)
     return RecurrentNetwork(spec, signature)

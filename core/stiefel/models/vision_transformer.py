@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from stiefel.errors import InvalidInputError
 from stiefel.models.signature import Signature
+from stiefel.specs.fitting import check_patches
 from stiefel.specs.networks import VisionTransformer
 
 
@@ -76,12 +76,5 @@ class MiniViT(nn.Module):
 
 def vision_transformer(spec: VisionTransformer, signature: Signature) -> nn.Module:
     """Build a :class:`MiniViT`; the patch must divide the image."""
-    if signature.kind != "image" or any(size % spec.patch for size in signature.shape[1:]):
-        raise InvalidInputError(
-            f"patches of {spec.patch} x {spec.patch} do not tile examples of kind "
-            f"{signature.kind} and shape {list(signature.shape)}",
-            code="network_does_not_fit",
-            fix="choose a patch size that divides height and width",
-            field="/network/patch",
-        )
+    check_patches(spec.patch, signature)
     return MiniViT(spec, signature)

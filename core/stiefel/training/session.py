@@ -16,6 +16,7 @@ from stiefel.models import build_network
 from stiefel.models.hugging_face import HuggingFaceNetwork
 from stiefel.run import Run
 from stiefel.specs.training import TrainingSpec
+from stiefel.specs.training_plan import foreign_weights
 from stiefel.training.data.opening import open_data
 from stiefel.training.evaluation import Evaluation
 from stiefel.training.loop import Loop
@@ -108,26 +109,18 @@ def load_weights(network: nn.Module, path: Path) -> None:
     try:
         given = load_file(path)
     except (SafetensorError, OSError) as error:
-        raise _foreign("the file is not readable as safetensors") from error
+        raise foreign_weights("the file is not readable as safetensors") from error
     own = {name: value.shape for name, value in network.state_dict().items()}
     prefix = "inner." if not own.keys() & given.keys() else ""  # files of transformers itself
     given = {prefix + name: value for name, value in given.items()}
     for name, shape in own.items():
         if name not in given:
-            raise _foreign(f"it has no tensor {name.removeprefix(prefix)}", name)
+            raise foreign_weights(f"it has no tensor {name.removeprefix(prefix)}", name)
         if given[name].shape != shape:
             detail = f"tensor {name} has shape {list(given[name].shape)}, not {list(shape)}"
-            raise _foreign(detail, name)
+            raise foreign_weights(detail, name)
     if unknown := sorted(given.keys() - own.keys()):
-        raise _foreign(f"the network has no tensor {unknown[0].removeprefix(prefix)}", unknown[0])
+        raise foreign_weights(
+            f"the network has no tensor {unknown[0].removeprefix(prefix)}", unknown[0]
+        )
     network.load_state_dict(given)
-
-
-def _foreign(detail: str, tensor: str | None = None) -> InvalidInputError:
-    return InvalidInputError(
-        f"weights: {detail}",
-        code="weights_do_not_fit",
-        fix="upload weights of the network that the spec describes",
-        tensor=tensor,
-        field="/weights",
-    )

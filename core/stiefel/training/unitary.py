@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping
-from fnmatch import fnmatchcase
 from typing import Any
 
 import torch
@@ -13,13 +12,16 @@ from torch import Tensor, nn
 from stiefel.errors import InvalidInputError
 from stiefel.linalg import orthogonality_defect, polar_factor
 from stiefel.models.hugging_face import HuggingFaceNetwork
+from stiefel.specs.selecting import OWN_TAKEN
 from stiefel.specs.train_projunn import TrainProjunnSpec
+from stiefel.training.naming import check_layer_names
 from stiefel.training.session import plain_weights
 from stiefel.training.stepper import base_rates, set_rate
 from stiefel.unitary import (
     FrameConv2d,
     OrthogonalLinear,
     ProjUNN,
+    Skipped,
     SwapReport,
     manifold_parameters,
     to_unitary,
@@ -123,18 +125,11 @@ def swap_layers(network: nn.Module, spec: TrainProjunnSpec) -> SwapReport:
     Raises:
         InvalidInputError: a pattern matches no layer, or nothing is left to constrain.
     """
-    own = bool(manifold_parameters(network))
+    names = check_layer_names(network, spec.include or (), spec.exclude)
+    own = {name.rpartition(".")[0] for name in frames(network)}
     if spec.include is None and own:
-        return SwapReport()
-    names = [name for name, module in network.named_modules() if name]
-    for index, pattern in enumerate(spec.include or ()):
-        if not any(fnmatchcase(name, pattern) for name in names):
-            raise InvalidInputError(
-                f'the pattern "{pattern}" matches no layer',
-                code="pattern_matches_nothing",
-                fix=f"the network's layers are, among others, {', '.join(names[:8])}",
-                field=f"/include/{index}",
-            )
+        left = [name for name in names if name not in own]
+        return SwapReport(skipped=[Skipped(name, OWN_TAKEN) for name in left])
     linear = [name for name, module in network.named_modules() if isinstance(module, nn.Linear)]
     exclude = [*spec.exclude, *(linear[-1:] if spec.include is None else ())]
     report = to_unitary(
@@ -143,7 +138,7 @@ def swap_layers(network: nn.Module, spec: TrainProjunnSpec) -> SwapReport:
     if not report.swapped and not own:
         reasons = "; ".join(f"{skip.name}: {skip.reason}" for skip in report.skipped[:5])
         raise InvalidInputError(
-            f"no layer became unitary: {reasons}",
+            f"no layer can be constrained: {reasons}",
             code="nothing_converted",
             fix="check include and exclude",
             field="/include",

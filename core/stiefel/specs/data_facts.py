@@ -1,0 +1,147 @@
+"""What is known of a training job's data before anybody decodes them: from headers and sizes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from math import prod
+from typing import Literal, NamedTuple
+
+from stiefel.errors import InvalidInputError
+from stiefel.specs.array_headers import ArrayHeader, read_headers
+from stiefel.specs.data import (
+    AddingProblem,
+    AnyData,
+    ArrayData,
+    CopyingMemory,
+    LabelledData,
+    ParquetData,
+    TextData,
+)
+from stiefel.specs.signature import Signature
+
+
+class Source(NamedTuple):
+    """One uploaded file: ``read(start, length)`` gives bytes of it, ``size`` is how many it has."""
+
+    read: Callable[[int, int], bytes]
+    size: int
+
+
+@dataclass(frozen=True)
+class DataFacts:
+    """What is known of the data.
+
+    Attributes:
+        signature: of the examples; None where only the worker can tell.
+        examples: for training; None where only the worker can tell, or where ``batches`` says.
+        batches: per epoch, for tasks that count in batches.
+        bytes_in_memory: the most that reading the files holds at once.
+        unknown: what only the worker will find out, for people.
+    """
+
+    signature: Signature | None
+    examples: int | None = None
+    batches: int | None = None
+    bytes_in_memory: int = 0
+    unknown: tuple[str, ...] = ()
+
+    def batches_per_epoch(self, batch_size: int) -> int | None:
+        """Full batches in one epoch, one at least."""
+        if self.batches is not None or self.examples is None:
+            return self.batches
+        return max(1, self.examples // batch_size)
+
+
+def look_at_data(spec: AnyData, files: Mapping[str, Source]) -> DataFacts:
+    """Return what ``spec`` and the heads of its ``files`` (by staged name) tell.
+
+    Raises:
+        InvalidInputError: the data cannot be used; ``field`` names the file or column.
+    """
+    if isinstance(spec, CopyingMemory):
+        steps = spec.delay + 2 * spec.length
+        shape = (steps, spec.symbols + 2)
+        signature = Signature("sequence", shape, spec.symbols + 1, per_step=True)
+        return DataFacts(signature, batches=spec.batches_per_epoch)
+    if isinstance(spec, AddingProblem):
+        signature = Signature("sequence", (spec.length, 2), 1, regression=True)
+        return DataFacts(signature, examples=spec.train_examples)
+    if isinstance(spec, TextData):
+        return _text(spec, files)
+    if isinstance(spec, ParquetData):
+        held = sum(source.size for source in files.values())
+        return DataFacts(None, bytes_in_memory=held, unknown=("the shape of the examples",))
+    return _arrays(spec, files)
+
+
+def _text(spec: TextData, files: Mapping[str, Source]) -> DataFacts:
+    size = files["train"].size
+    kept = size if "test" in files else size - int(size * spec.held_out)
+    windows = (kept - 1) // spec.context
+    if windows < 1:
+        raise bad_data("train", f"{kept} bytes hold no window of {spec.context + 1}")
+    signature = Signature("tokens", (spec.context,), 256, per_step=True, vocabulary=256)
+    return DataFacts(signature, examples=windows)
+
+
+def _arrays(spec: ArrayData, files: Mapping[str, Source]) -> DataFacts:
+    found = {role: read_headers(*files[role], spec, role=role) for role in files}
+    names = spec.input if isinstance(spec.input, list) else [spec.input]
+    shapes = {role: _example(role, [arrays[n] for n in names]) for role, arrays in found.items()}
+    rows = {role: arrays[spec.label].shape[0] for role, arrays in found.items()}
+    for role, arrays in found.items():
+        for name in names:
+            if arrays[name].shape[0] != rows[role]:
+                count = arrays[name].shape[0]
+                detail = f'array "{name}" has {count} rows, labels have {rows[role]}'
+                raise bad_data(role, detail)
+    if "test" in shapes and shapes["test"] != shapes["train"]:
+        raise InvalidInputError(
+            f"test examples have shape {list(shapes['test'])}, "
+            f"train examples {list(shapes['train'])}",
+            code="data_mismatch",
+            fix="give both files the same columns and image size",
+            field="/data/test",
+        )
+    examples = rows["train"]
+    if "test" not in files:
+        examples -= int(examples * spec.held_out)
+    held = max(sum(header.nbytes for header in arrays.values()) for arrays in found.values())
+    classes = [arrays[spec.label].classes for arrays in found.values()]
+    signature, unknown = _labelled(spec, shapes["train"], classes)
+    return DataFacts(signature, examples=examples, bytes_in_memory=held, unknown=unknown)
+
+
+def _example(role: str, headers: list[ArrayHeader]) -> tuple[int, ...]:
+    """Shape of one example, as the worker will cut it."""
+    if len(headers) > 1:
+        return (sum(prod(header.shape[1:]) for header in headers),)
+    shape = headers[0].shape[1:]
+    return (1, *shape) if len(shape) == 2 else shape
+
+
+def _labelled(
+    spec: LabelledData, shape: tuple[int, ...], classes: list[int | None]
+) -> tuple[Signature | None, tuple[str, ...]]:
+    kind: Literal["image", "vector", "sequence"] = "image" if len(shape) == 3 else "vector"
+    if spec.as_sequence:
+        channels = shape[0] if kind == "image" else 1
+        kind, shape = "sequence", (prod(shape) // channels, channels)
+    if spec.task == "regression":
+        return Signature(kind, shape, 1, regression=True), ()
+    known = [count for count in classes if count is not None]
+    if len(known) < len(classes):
+        return None, ("the number of classes, from the labels",)
+    return Signature(kind, shape, max(2, *known)), ()
+
+
+def bad_data(role: str, detail: str) -> InvalidInputError:
+    """The refusal of a file, as the worker words it."""
+    return InvalidInputError(
+        f"{role} data: {detail}",
+        code="bad_data",
+        fix="upload numeric arrays of equal length, saved by numpy.savez or safetensors, "
+        "or text longer than the context",
+        field=f"/data/{role}",
+    )

@@ -1,0 +1,71 @@
+"""How much memory a training job will take at its peak: an estimate to admit jobs by.
+
+Counted are the numbers that must exist at once; what libraries take beside them is measured and
+added. Right to within a factor of two where it matters (``benchmarks/training_memory.py``), and
+meant to err upwards: a job that is refused can be made smaller, one that dies has cost hours.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import prod
+
+from stiefel.specs.data_facts import DataFacts
+from stiefel.specs.layers import Layer
+from stiefel.specs.selecting import PlannedLayer
+from stiefel.specs.signature import Signature
+from stiefel.specs.train_low_rank import LowRankTrainingSpec, TrainOialrSpec
+from stiefel.specs.training import TrainingSpec
+
+MIB = 2**20
+BASE = 450 * MIB  # interpreter, torch, the method's modules, their compiled kernels
+TRANSFORMERS = 350 * MIB  # the library and what it imports
+DECOMPOSITION = 16  # working memory of a singular value decomposition, per byte of the weight
+STATES = {"sgd": 1, "adam": 2, "adamw": 2, "rmsprop": 1}  # numbers per parameter
+
+
+def estimate_memory(
+    spec: TrainingSpec,
+    facts: DataFacts,
+    table: Sequence[Layer] | None,
+    layers: Sequence[PlannedLayer] | None,
+) -> int:
+    """Return bytes at the peak of all the job's processes; 0 where nothing is known."""
+    if table is None or layers is None or facts.signature is None:
+        return 0
+    weights = sum(layer.nbytes for layer in table)
+    states = STATES[spec.optimizer.name]
+    if spec.optimizer.name == "sgd" and not spec.optimizer.momentum:
+        states = 0
+    bound = _constraint(spec, layers)
+    optimizer = states * weights
+    # A step of many tensors at once makes one more copy of them; a checkpoint copies what it
+    # writes, and the largest tensors once more.
+    step = weights * 2 + optimizer + bound + weights
+    checkpoint = weights * 2 + optimizer + bound + max(weights + bound, optimizer) * 3 // 2
+    training = max(step + _activations(spec, facts.signature, table), checkpoint)
+    reading = facts.bytes_in_memory * 7 // 5
+    return spec.devices * BASE + max(spec.devices * training, reading)
+
+
+def _constraint(spec: TrainingSpec, layers: Sequence[PlannedLayer]) -> int:
+    """Bytes that a constraint takes beside the weights."""
+    constrained = [item.layer.nbytes for item in layers if item.constraint]
+    if isinstance(spec, TrainOialrSpec):  # one whole decomposition at a time, in double precision
+        return 2 * sum(constrained) + DECOMPOSITION * max(constrained)
+    if isinstance(spec, LowRankTrainingSpec):  # bases, doubled while they are extended
+        return 2 * sum(constrained)
+    return sum(constrained)
+
+
+def _activations(spec: TrainingSpec, signature: Signature, table: Sequence[Layer]) -> int:
+    """Bytes that one slice of a batch leaves behind for the backward pass, gradients included."""
+    share = -(-spec.batch_size // spec.devices)
+    examples = -(-share // spec.accumulate)
+    kept = sum(layer.kept for layer in table) + prod(signature.shape)
+    widest = max(layer.kept for layer in table)
+    if isinstance(spec, LowRankTrainingSpec):  # factors keep what passes between them
+        kept = kept * 5 // 4
+    numbers = examples * (kept + widest)
+    batch = 3 * spec.batch_size * prod(signature.shape)
+    return 4 * (numbers + batch)
