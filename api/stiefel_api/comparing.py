@@ -22,8 +22,8 @@ from stiefel_jobs.batch_records import Batch
 from stiefel_jobs.records import Job
 from stiefel_jobs.states import TERMINAL
 
-#: Metrics that a reader looks at first, in this order; a table shows these unless told otherwise.
-LEADING = (
+#: Metrics that a reader looks at first, in this order: those that a table for people shows.
+_LEADING = (
     "test_accuracy",
     "test_loss",
     "parameters_before",
@@ -104,6 +104,7 @@ def compare(
         axes=[AxisView(**axis) for axis in batch.axes],
         varying=varying,
         metrics=known,
+        shown=[name for name in known if name in _LEADING],
         rows=rows,
         groups=_groups(jobs, rows, aim),
         front=FrontView(
@@ -184,7 +185,7 @@ def _group(members: Sequence[RowView]) -> GroupView:
 def _columns(rows: Iterable[Mapping[str, Any]]) -> list[str]:
     """Return the names of all metrics: the leading ones, then the others as they come."""
     names = dict.fromkeys(name for row in rows for name in row)
-    return [name for name in LEADING if name in names] + [n for n in names if n not in LEADING]
+    return [name for name in _LEADING if name in names] + [n for n in names if n not in _LEADING]
 
 
 def _choose(

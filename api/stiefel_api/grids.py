@@ -17,7 +17,7 @@ from typing import Any
 from stiefel_api.problems import Problem
 
 _SHORT = 48  # characters of a value that may stand in a name
-_LONGEST_NAME = 200
+_LONGEST_NAME = 150
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,6 @@ import io
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from stiefel_api.comparing import LEADING
 from stiefel_api.grids import plain
 from stiefel_api.views.reports import GroupView, ReportView
 
@@ -43,7 +42,6 @@ def as_markdown(report: ReportView) -> str:
     # Where the varying fields do not tell the jobs apart, their names do.
     distinct = all(cell not in cells[:index] for index, cell in enumerate(cells))
     fields = report.varying if report.varying and distinct else ["custom_id", *report.varying]
-    metrics = [name for name in report.metrics if name in LEADING]
     counts = ", ".join(f"{count} {state}" for state, count in report.counts.items())
     lines = [
         f"# {_escaped(report.name or report.batch)}",
@@ -56,36 +54,36 @@ def as_markdown(report: ReportView) -> str:
             f"{_MARK} on the front: least {report.front.size}, {report.front.better} "
             f"{report.front.quality} is better.",
         ]
-    lines += ["", *_rows(report, fields, metrics)]
+    lines += ["", *_rows(report, fields)]
     if report.groups:
         lines += ["", "Mean ± standard deviation over the seeds:", ""]
-        lines += _means(report, [path for path in fields if path != "seed"], metrics)
+        lines += _means(report, [path for path in fields if path != "seed"])
     return "\n".join(lines) + "\n"
 
 
-def _rows(report: ReportView, fields: Sequence[str], metrics: Sequence[str]) -> Iterable[str]:
-    yield from _head([*fields, "status", *metrics, "front"])
+def _rows(report: ReportView, fields: Sequence[str]) -> Iterable[str]:
+    yield from _head([*fields, "status", *report.shown, "front"])
     for row in report.rows:
         known = {"custom_id": row.custom_id, **row.cell}
         yield _line(
             [
                 *(_text(known, path) for path in fields),
                 row.status,
-                *(_figure(row.metrics.get(name)) for name in metrics),
+                *(_figure(row.metrics.get(name)) for name in report.shown),
                 _MARK if row.on_front else "",
             ]
         )
 
 
-def _means(report: ReportView, fields: Sequence[str], metrics: Sequence[str]) -> Iterable[str]:
-    yield from _head([*fields, "seeds", *metrics, "front"])
+def _means(report: ReportView, fields: Sequence[str]) -> Iterable[str]:
+    yield from _head([*fields, "seeds", *report.shown, "front"])
     for group in report.groups:
         known = {"custom_id": group.custom_id, **group.cell}
         yield _line(
             [
                 *(_text(known, path) for path in fields),
                 str(len(group.rows)),
-                *(_spread(group, name) for name in metrics),
+                *(_spread(group, name) for name in report.shown),
                 _MARK if group.on_front else "",
             ]
         )

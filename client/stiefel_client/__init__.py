@@ -20,7 +20,7 @@ from stiefel_client.errors import (
     UnreadableFileError,
     WaitTimeoutError,
 )
-from stiefel_client.models import Artifact, Event, Job, Method, Page, Plan
+from stiefel_client.models import Artifact, Batch, Event, Job, Method, Page, Plan, Report
 from stiefel_client.retries import RetryPolicy
 
 __all__ = [
@@ -28,6 +28,7 @@ __all__ = [
     "AsyncStiefel",
     "AuthenticationError",
     "BadRequestError",
+    "Batch",
     "ConfigurationError",
     "ConflictError",
     "Event",
@@ -38,6 +39,7 @@ __all__ = [
     "PermissionDeniedError",
     "Plan",
     "RateLimitError",
+    "Report",
     "RetryPolicy",
     "ServerError",
     "ServiceUnreachableError",

@@ -19,14 +19,15 @@ from typing import Any, Self, TypeVar
 import httpx
 
 from stiefel_client import calls, transfers
+from stiefel_client.async_batches import AsyncBatches
 from stiefel_client.calls import Call
-from stiefel_client.errors import ServerError, ServiceUnreachableError, error_from
+from stiefel_client.errors import ServerError, error_from
 from stiefel_client.locate import find_service
 from stiefel_client.models import Artifact, Event, Job, Method, Page, Plan
 from stiefel_client.retries import RetryPolicy
 from stiefel_client.sse import EventReader
 from stiefel_client.transport import OnBytes, Transport, answer, connection, unreachable
-from stiefel_client.waiting import PATIENCE, Steps, wait_steps
+from stiefel_client.waiting import PATIENCE, drive_async, wait_steps
 
 T = TypeVar("T")
 
@@ -47,6 +48,7 @@ class AsyncStiefel:
         self.retry = retry or RetryPolicy()
         self.http = httpx.AsyncClient(**connection(self.service))
         self.jobs = AsyncJobs(self)
+        self.batches = AsyncBatches(self)
         self.uploads = AsyncUploads(self)
         self.artifacts = AsyncArtifacts(self)
         self.methods = AsyncMethods(self)
@@ -127,12 +129,13 @@ class AsyncJobs:
         *,
         status: Sequence[str] = (),
         label: Sequence[str] = (),
+        batch: str | None = None,
         after: str | None = None,
         limit: int = 50,
     ) -> Page[Job]:
         """One page of jobs, newest first."""
         return await self._client.call(
-            calls.list_jobs(status=status, label=label, after=after, limit=limit)
+            calls.list_jobs(status=status, label=label, batch=batch, after=after, limit=limit)
         )
 
     async def cancel(self, job_id: str) -> Job:
@@ -159,28 +162,9 @@ class AsyncJobs:
         on_change: Callable[[Job], None] | None = None,
     ) -> Job:
         """Wait until the job is finished; see ``Jobs.wait``."""
-        return await self._drive(wait_steps(job_id, timeout=timeout, on_change=on_change))
-
-    async def _drive(self, steps: Steps) -> Job:
-        reply: calls.Reading | None = None
-        answered = time.monotonic()
-        try:
-            step = next(steps)
-            while True:
-                if isinstance(step, float):
-                    await asyncio.sleep(step)
-                else:
-                    try:
-                        reply = await self._client.call(step)
-                        answered = time.monotonic()
-                    except (ServiceUnreachableError, ServerError):
-                        if time.monotonic() - answered > PATIENCE:
-                            raise
-                        reply = None
-                step = steps.send(reply)
-        except StopIteration as stop:
-            job: Job = stop.value
-            return job
+        look = calls.looking_at_job(job_id)
+        steps = wait_steps(job_id, look, timeout=timeout, on_change=on_change)
+        return await drive_async(self._client.call, steps)
 
     async def events(self, job_id: str, *, after: int = 0) -> AsyncIterator[Event]:
         """Every event beyond ``after``, live, until the job is finished; see ``Jobs.events``."""

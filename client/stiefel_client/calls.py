@@ -47,10 +47,10 @@ class Call(Generic[T]):
         }
 
 
-class Reading(NamedTuple):
-    """A job as of one look: ``job`` is None when nothing changed since ``etag``."""
+class Reading(NamedTuple, Generic[T]):
+    """A job or batch as of one look: ``found`` is None when nothing changed since ``etag``."""
 
-    job: Job | None
+    found: T | None
     etag: str | None
     retry_after: float | None
 
@@ -66,7 +66,7 @@ def submit_job(
     spec: Mapping[str, Any], *, idempotency_key: str | None = None, **options: Any
 ) -> Call[Submission]:
     """POST a job; ``options`` (labels, priority, deadline, ...) stand beside the spec."""
-    body = {"spec": dict(spec), **_given(options)}
+    body = {"spec": dict(spec), **given(options)}
 
     def parse(response: httpx.Response) -> Submission:
         replayed = response.headers.get("idempotency-replayed", "").lower() == "true"
@@ -78,25 +78,31 @@ def submit_job(
 
 def plan_job(spec: Mapping[str, Any], **options: Any) -> Call[Plan]:
     """POST a dry run: what the job would do, without a job."""
-    body = {"spec": dict(spec), **_given(options)}
-    return Call("POST", "/v1/jobs", _reader(Plan), params={"dry_run": "true"}, json=body)
+    body = {"spec": dict(spec), **given(options)}
+    return Call("POST", "/v1/jobs", reader(Plan), params={"dry_run": "true"}, json=body)
 
 
 def get_job(job_id: str) -> Call[Job]:
     """One job as it is now."""
-    return Call("GET", _job(job_id), _reader(Job))
+    return Call("GET", _job(job_id), reader(Job))
 
 
-def look_at_job(job_id: str, *, wait: float, etag: str | None) -> Call[Reading]:
-    """One job, held back by the service up to ``wait`` seconds until something has changed."""
+def looking_at_job(job_id: str) -> Callable[[float, str | None], Call[Reading[Job]]]:
+    """Return what looks at one job again and again."""
+    return lambda wait, etag: look_at(_job(job_id), Job, wait=wait, etag=etag)
 
-    def parse(response: httpx.Response) -> Reading:
-        job = None if response.status_code == 304 else Job.model_validate(response.json())
-        return Reading(job, response.headers.get("etag"), retry_after(response))
+
+def look_at(path: str, model: type[T], *, wait: float, etag: str | None) -> Call[Reading[T]]:
+    """A resource, held back up to ``wait`` seconds until it has changed since ``etag``."""
+    read = reader(model)
+
+    def parse(response: httpx.Response) -> Reading[T]:
+        found = None if response.status_code == 304 else read(response)
+        return Reading(found, response.headers.get("etag"), retry_after(response))
 
     return Call(
         "GET",
-        _job(job_id),
+        path,
         parse,
         params={"wait": f"{wait:g}"} if wait > 0 else {},
         headers={"If-None-Match": etag} if etag else {},
@@ -105,24 +111,29 @@ def look_at_job(job_id: str, *, wait: float, etag: str | None) -> Call[Reading]:
 
 
 def list_jobs(
-    *, status: Sequence[str], label: Sequence[str], after: str | None, limit: int
+    *,
+    status: Sequence[str],
+    label: Sequence[str],
+    batch: str | None,
+    after: str | None,
+    limit: int,
 ) -> Call[Page[Job]]:
     """One page of jobs, newest first."""
-    params = {"status": list(status) or None, "label": list(label) or None}
+    params = {"status": list(status) or None, "label": list(label) or None, "batch": batch}
     return Call(
-        "GET", "/v1/jobs", _reader(Page[Job]), params={**params, "after": after, "limit": limit}
+        "GET", "/v1/jobs", reader(Page[Job]), params={**params, "after": after, "limit": limit}
     )
 
 
 def act_on_job(job_id: str, action: str) -> Call[Job]:
     """POST cancel, pause, resume or retry."""
-    return Call("POST", f"{_job(job_id)}/{action}", _reader(Job))
+    return Call("POST", f"{_job(job_id)}/{action}", reader(Job))
 
 
 def list_events(job_id: str, *, after: int, limit: int) -> Call[Page[Event]]:
     """Events with ``seq`` beyond ``after``, oldest first."""
     params = {"after": after, "limit": limit}
-    return Call("GET", f"{_job(job_id)}/events", _reader(Page[Event]), params=params)
+    return Call("GET", f"{_job(job_id)}/events", reader(Page[Event]), params=params)
 
 
 def stream_events(job_id: str, *, after: int) -> Call[None]:
@@ -157,13 +168,13 @@ def create_upload(filename: str, *, size: int, sha256: str | None) -> Call[Uploa
         is_upload = "part_size" in body and not body.get("artifact")
         return Upload.model_validate(body) if is_upload else _artifact(body)
 
-    body = _given({"filename": filename, "size": size, "sha256": sha256})
+    body = given({"filename": filename, "size": size, "sha256": sha256})
     return Call("POST", "/v1/uploads", parse, json=body)
 
 
 def get_upload(upload_id: str) -> Call[Upload]:
     """An upload and which parts of it have arrived."""
-    return Call("GET", _upload(upload_id), _reader(Upload))
+    return Call("GET", _upload(upload_id), reader(Upload))
 
 
 def complete_upload(upload_id: str) -> Call[Artifact]:
@@ -179,13 +190,13 @@ def abort_upload(upload_id: str) -> Call[None]:
 
 def get_artifact(artifact_id: str) -> Call[Artifact]:
     """One artifact's record."""
-    return Call("GET", _artifact_path(artifact_id), _reader(Artifact))
+    return Call("GET", _artifact_path(artifact_id), reader(Artifact))
 
 
 def list_artifacts(*, after: str | None, limit: int) -> Call[Page[Artifact]]:
     """One page of artifacts, newest first."""
     params = {"after": after, "limit": limit}
-    return Call("GET", "/v1/artifacts", _reader(Page[Artifact]), params=params)
+    return Call("GET", "/v1/artifacts", reader(Page[Artifact]), params=params)
 
 
 def delete_artifact(artifact_id: str) -> Call[None]:
@@ -211,12 +222,12 @@ def list_methods() -> Call[list[Method]]:
 
 def get_method(name: str) -> Call[Method]:
     """One method with the JSON Schema of its spec."""
-    return Call("GET", f"/v1/methods/{quote(name, safe='')}", _reader(Method))
+    return Call("GET", f"/v1/methods/{quote(name, safe='')}", reader(Method))
 
 
 def create_key(name: str, scopes: Sequence[str]) -> Call[Any]:
     """Make a key; its secret is in this one answer and never again."""
-    body = _given({"name": name, "scopes": list(scopes) or None})
+    body = given({"name": name, "scopes": list(scopes) or None})
     return Call("POST", "/v1/keys", httpx.Response.json, json=body, repeatable=False)
 
 
@@ -225,7 +236,9 @@ def revoke_key(key_id: str) -> Call[None]:
     return Call("DELETE", f"/v1/keys/{quote(key_id, safe='')}", _nothing)
 
 
-def _reader(model: type[T]) -> Callable[[httpx.Response], T]:
+def reader(model: type[T]) -> Callable[[httpx.Response], T]:
+    """Return what reads an answer as this model."""
+
     def parse(response: httpx.Response) -> T:
         parsed: T = model.model_validate(response.json())  # type: ignore[attr-defined]
         return parsed
@@ -242,7 +255,8 @@ def _nothing(response: httpx.Response) -> None:
     return None
 
 
-def _given(options: Mapping[str, Any]) -> dict[str, Any]:
+def given(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options that are not None."""
     return {name: value for name, value in options.items() if value is not None}
 
 

@@ -20,12 +20,13 @@ from typing import Any
 import httpx
 
 from stiefel_client import calls, transfers
-from stiefel_client.errors import ServerError, ServiceUnreachableError
+from stiefel_client.batches import Batches
+from stiefel_client.errors import ServerError
 from stiefel_client.models import Artifact, Event, Job, Method, Page, Plan
 from stiefel_client.retries import RetryPolicy
 from stiefel_client.sse import EventReader
 from stiefel_client.transport import OnBytes, Transport, unreachable
-from stiefel_client.waiting import PATIENCE, Steps, wait_steps
+from stiefel_client.waiting import PATIENCE, drive, wait_steps
 
 
 class Stiefel(Transport):
@@ -51,6 +52,7 @@ class Stiefel(Transport):
     ) -> None:
         super().__init__(url, key, timeout=timeout, retry=retry)
         self.jobs = Jobs(self)
+        self.batches = Batches(self)
         self.uploads = Uploads(self)
         self.artifacts = Artifacts(self)
         self.methods = Methods(self)
@@ -101,12 +103,13 @@ class Jobs:
         *,
         status: Sequence[str] = (),
         label: Sequence[str] = (),
+        batch: str | None = None,
         after: str | None = None,
         limit: int = 50,
     ) -> Page[Job]:
         """One page of jobs, newest first; ``label`` entries read ``name=value``."""
         return self._client.call(
-            calls.list_jobs(status=status, label=label, after=after, limit=limit)
+            calls.list_jobs(status=status, label=label, batch=batch, after=after, limit=limit)
         )
 
     def cancel(self, job_id: str) -> Job:
@@ -142,29 +145,9 @@ class Jobs:
         Raises:
             WaitTimeoutError: not finished in time; the job itself goes on.
         """
-        steps = wait_steps(job_id, timeout=timeout, on_change=on_change)
-        return self._drive(steps)
-
-    def _drive(self, steps: Steps) -> Job:
-        reply: calls.Reading | None = None
-        answered = time.monotonic()
-        try:
-            step = next(steps)
-            while True:
-                if isinstance(step, float):
-                    time.sleep(step)
-                else:
-                    try:
-                        reply = self._client.call(step)
-                        answered = time.monotonic()
-                    except (ServiceUnreachableError, ServerError):
-                        if time.monotonic() - answered > PATIENCE:
-                            raise
-                        reply = None
-                step = steps.send(reply)
-        except StopIteration as stop:
-            job: Job = stop.value
-            return job
+        look = calls.looking_at_job(job_id)
+        steps = wait_steps(job_id, look, timeout=timeout, on_change=on_change)
+        return drive(self._client.call, steps)
 
     def events(self, job_id: str, *, after: int = 0) -> Iterator[Event]:
         """Every event beyond ``after``, live, until the job is finished.

@@ -92,6 +92,116 @@ class Job(View):
         return self.method or str(self.spec.get("method", "?"))
 
 
+class BatchJob(View):
+    """A job as its batch shows it; ``cell`` has the fields that vary, by dotted path."""
+
+    custom_id: str
+    job: str
+    status: str
+    cell: dict[str, Any] = Field(default_factory=dict)
+    progress: Progress | None = None
+    error: JobError | None = None
+    links: dict[str, Any] = Field(default_factory=dict)
+
+
+class Batch(View):
+    """Many jobs of one request; a listing leaves ``jobs`` out."""
+
+    id: str
+    status: str
+    name: str | None = None
+    size: int = 0
+    counts: dict[str, int] = Field(default_factory=dict)
+    axes: list[dict[str, Any]] = Field(default_factory=list)
+    labels: dict[str, str] = Field(default_factory=dict)
+    jobs: list[BatchJob] = Field(default_factory=list)
+    timestamps: dict[str, datetime | None] = Field(default_factory=dict)
+    links: dict[str, Any] = Field(default_factory=dict)
+
+    @property
+    def finished(self) -> bool:
+        """Whether every job has ended."""
+        return self.status in TERMINAL
+
+    @property
+    def succeeded(self) -> bool:
+        """Whether every job has succeeded."""
+        return self.status == "succeeded"
+
+    @property
+    def ended(self) -> int:
+        """How many jobs have ended."""
+        return sum(count for status, count in self.counts.items() if status in TERMINAL)
+
+
+class Summary(View):
+    """A metric over the seeds; ``std`` is None for a single value."""
+
+    mean: float
+    std: float | None = None
+    count: int = 1
+
+
+class ReportRow(View):
+    """One cell of a batch with what its job delivered."""
+
+    number: int
+    custom_id: str
+    job: str
+    status: str
+    cell: dict[str, Any] = Field(default_factory=dict)
+    metrics: dict[str, Any] = Field(default_factory=dict)
+    error: JobError | None = None
+    on_front: bool = False
+
+
+class ReportGroup(View):
+    """Cells that differ in the seed alone; ``rows`` are their numbers."""
+
+    custom_id: str
+    cell: dict[str, Any] = Field(default_factory=dict)
+    rows: list[int] = Field(default_factory=list)
+    metrics: dict[str, Summary] = Field(default_factory=dict)
+    on_front: bool = False
+
+
+class Report(View):
+    """All cells of a batch side by side, in grid order."""
+
+    batch: str
+    name: str | None = None
+    status: str
+    varying: list[str] = Field(default_factory=list)
+    metrics: list[str] = Field(default_factory=list)
+    shown: list[str] = Field(default_factory=list)
+    rows: list[ReportRow]
+    groups: list[ReportGroup] = Field(default_factory=list)
+    front: dict[str, Any] = Field(default_factory=dict)
+
+
+class Plan(View):
+    """What a job would do: the answer of a dry run."""
+
+    tensors_selected: Any = None
+    tensors_skipped: Any = None
+    output_bytes: int | None = None
+    warnings: list[str] = Field(default_factory=list)
+
+
+class CellPlan(View):
+    """What one cell of a batch would do."""
+
+    custom_id: str
+    plan: Plan
+
+
+class BatchPlan(View):
+    """What a batch would do: the answer of a dry run."""
+
+    size: int
+    cells: list[CellPlan]
+
+
 class Artifact(View):
     """A stored file."""
 
@@ -136,15 +246,6 @@ class Method(View):
     name: str
     summary: str | None = None
     json_schema: Mapping[str, Any] = Field(default_factory=dict, alias="schema")
-
-
-class Plan(View):
-    """What a job would do: the answer of a dry run."""
-
-    tensors_selected: Any = None
-    tensors_skipped: Any = None
-    output_bytes: int | None = None
-    warnings: list[str] = Field(default_factory=list)
 
 
 class Page(View, Generic[T]):

@@ -1,4 +1,4 @@
-"""How to wait for a job, without saying how a request is carried out.
+"""How to wait for a job or a batch, without saying how a request is carried out.
 
 The rules are one generator: it yields what to do next (a call, or a pause in seconds) and
 receives the answer, so the sync and the async client wait by the same rules.
@@ -6,30 +6,47 @@ receives the answer, so the sync and the async client wait by the same rules.
 
 from __future__ import annotations
 
+import asyncio
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Awaitable, Callable, Generator
+from typing import Any, Protocol, TypeAlias, TypeVar
 
-from stiefel_client.calls import Call, Reading, look_at_job
-from stiefel_client.errors import WaitTimeoutError
-from stiefel_client.models import Job
+from stiefel_client.calls import Call, Reading
+from stiefel_client.errors import ServerError, ServiceUnreachableError, WaitTimeoutError
 
 LONG_POLL = 20.0  # seconds that one request may be held by the service
 PATIENCE = 60.0  # seconds without any answer before a wait gives up
 
-Steps = Generator["Call[Reading] | float", "Reading | None", Job]
+
+class Watched(Protocol):
+    """What can be waited for."""
+
+    id: str
+    status: str
+
+    @property
+    def finished(self) -> bool:
+        """Whether it has come to its end."""
+
+
+W = TypeVar("W", bound=Watched)
+Look = Callable[[float, "str | None"], "Call[Reading[W]]"]
+"""Called with (seconds to be held, ETag seen last)."""
+Steps: TypeAlias = Generator["Call[Reading[W]] | float", "Reading[W] | None", W]
 
 
 def wait_steps(
-    job_id: str,
+    name: str,
+    look: Look[W],
     *,
     timeout: float | None,
-    on_change: Callable[[Job], None] | None,
+    on_change: Callable[[W], None] | None,
     clock: Callable[[], float] = time.monotonic,
-) -> Steps:
-    """Steps of waiting until the job is finished; None as an answer means: no answer came.
+) -> Steps[W]:
+    """Steps of waiting until it is finished; None as an answer means: no answer came.
 
     Raises:
-        WaitTimeoutError: ``timeout`` seconds are over; the job itself goes on.
+        WaitTimeoutError: ``timeout`` seconds are over; the work itself goes on.
     """
     deadline = None if timeout is None else clock() + timeout
     etag: str | None = None
@@ -39,22 +56,70 @@ def wait_steps(
         asked_at = clock()
         # The first look is for the state as it is; from then on only changes matter.
         wait = min(LONG_POLL, left) if etag else 0.0
-        reading = yield look_at_job(job_id, wait=wait, etag=etag)
-        if reading is not None and reading.job is not None:
-            etag, status = reading.etag, reading.job.status
+        reading = yield look(wait, etag)
+        if reading is not None and reading.found is not None:
+            etag, status = reading.etag, reading.found.status
             if on_change:
-                on_change(reading.job)
-            if reading.job.finished:
-                return reading.job
+                on_change(reading.found)
+            if reading.found.finished:
+                return reading.found
         if deadline is not None and clock() >= deadline:
             raise WaitTimeoutError(
-                f"{job_id} is still {status} after {timeout:g} s",
-                fix=f"It goes on without you; look again with: stiefel watch {job_id}",
+                f"{name} is still {status} after {timeout:g} s",
+                fix=f"It goes on without you; look again with: stiefel watch {name}",
             )
         yield _pause(reading, held=clock() - asked_at)
 
 
-def _pause(reading: Reading | None, held: float) -> float:
+def drive(call: Callable[[Call[Reading[W]]], Reading[W]], steps: Steps[W]) -> W:
+    """Carry the steps out; a service that is away for less than ``PATIENCE`` is waited for."""
+    reply: Reading[W] | None = None
+    answered = time.monotonic()
+    try:
+        step = next(steps)
+        while True:
+            if isinstance(step, float):
+                time.sleep(step)
+            else:
+                try:
+                    reply = call(step)
+                    answered = time.monotonic()
+                except (ServiceUnreachableError, ServerError):
+                    if time.monotonic() - answered > PATIENCE:
+                        raise
+                    reply = None
+            step = steps.send(reply)
+    except StopIteration as stop:
+        found: W = stop.value
+        return found
+
+
+async def drive_async(
+    call: Callable[[Call[Reading[W]]], Awaitable[Reading[W]]], steps: Steps[W]
+) -> W:
+    """Do the same, awaited."""
+    reply: Reading[W] | None = None
+    answered = time.monotonic()
+    try:
+        step = next(steps)
+        while True:
+            if isinstance(step, float):
+                await asyncio.sleep(step)
+            else:
+                try:
+                    reply = await call(step)
+                    answered = time.monotonic()
+                except (ServiceUnreachableError, ServerError):
+                    if time.monotonic() - answered > PATIENCE:
+                        raise
+                    reply = None
+            step = steps.send(reply)
+    except StopIteration as stop:
+        found: W = stop.value
+        return found
+
+
+def _pause(reading: Reading[Any] | None, held: float) -> float:
     """Seconds before the next look: none after a long poll, some after a quick answer."""
     if reading is None:
         return 1.0

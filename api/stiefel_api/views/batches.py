@@ -52,7 +52,7 @@ Path = Annotated[
 ]
 Values = Annotated[list[Any], Field(min_length=1), AfterValidator(shallow)]
 CustomId = Annotated[
-    str, StringConstraints(min_length=1, max_length=48, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    str, StringConstraints(min_length=1, max_length=100, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
 ]
 Grid = Annotated[dict[Path, Values], Field(max_length=16)]
 _GRID = (

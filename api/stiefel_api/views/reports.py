@@ -85,6 +85,9 @@ class ReportView(View):
         description="Metrics that any row has: more columns of the table.",
         examples=[["test_accuracy", "parameters_after"]],
     )
+    shown: list[str] = Field(
+        description="Those of them that a table for people shows.", examples=[["test_accuracy"]]
+    )
     rows: list[RowView] = Field(description="One per cell, in grid order.")
     groups: list[GroupView] = Field(
         description="Mean and deviation over the seeds, where cells differ in the seed alone."

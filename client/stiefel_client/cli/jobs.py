@@ -9,8 +9,12 @@ import typer
 from stiefel_client.cli.follow import follow
 from stiefel_client.cli.options import EXIT_DETACHED, EXIT_FAILED, JobId, Json, Key, Url
 from stiefel_client.cli.show import job_row, out, print_json, print_json_line, say, show_job, table
+from stiefel_client.cli.show_batches import counts
+from stiefel_client.cli.sweep import follow_batch
 from stiefel_client.client import Stiefel
 from stiefel_client.models import Job
+
+BATCH = "batch_"  # ids of batches begin with it
 
 
 def register(app: typer.Typer) -> None:
@@ -27,8 +31,11 @@ def watch(
     key: Key = None,
     json: Json = False,
 ) -> None:
-    """Follow a job to its end; Ctrl-C detaches."""
+    """Follow a job or a batch to its end; Ctrl-C detaches."""
     with Stiefel(url, key) as client:
+        if job.startswith(BATCH):
+            follow_batch(client, job, timeout=timeout, form="table", json=json)
+            return
         if events:
             _print_events(client, job, json=json)
         follow(client, job, timeout=timeout, download=None, json=json)
@@ -49,6 +56,7 @@ def _print_events(client: Stiefel, job_id: str, *, json: bool) -> None:
 def jobs(
     status: Annotated[list[str] | None, typer.Option(help="Only these; may repeat.")] = None,
     label: Annotated[list[str] | None, typer.Option(help="name=value; may repeat.")] = None,
+    batch: Annotated[str | None, typer.Option(help="Only of this batch.")] = None,
     limit: Annotated[int, typer.Option(min=1, max=1000, help="How many at most.")] = 20,
     url: Url = None,
     key: Key = None,
@@ -62,6 +70,7 @@ def jobs(
             page = client.jobs.list(
                 status=status or (),
                 label=label or (),
+                batch=batch,
                 after=after,
                 limit=min(100, limit - len(found)),
             )
@@ -77,8 +86,12 @@ def jobs(
 
 
 def cancel(job: JobId, url: Url = None, key: Key = None, json: Json = False) -> None:
-    """End a job without its result."""
+    """End a job, or every job of a batch, without its result."""
     with Stiefel(url, key) as client:
+        if job.startswith(BATCH):
+            batch = client.batches.cancel(job)
+            print_json(batch) if json else say(f"{batch.id} {counts(batch)}")
+            return
         _show(client.jobs.cancel(job), json=json)
 
 

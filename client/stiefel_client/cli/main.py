@@ -9,7 +9,7 @@ import sys
 
 import typer
 
-from stiefel_client.cli import files, jobs, service, submit
+from stiefel_client.cli import files, jobs, service, submit, sweep
 from stiefel_client.cli.options import EXIT_BAD_USE, EXIT_FAILED, EXIT_TIMEOUT
 from stiefel_client.cli.show import complain
 from stiefel_client.errors import (
@@ -28,7 +28,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-for part in (service, submit, jobs, files):
+for part in (service, submit, jobs, sweep, files):
     part.register(app)
 
 

@@ -56,6 +56,26 @@ def read_parameters(pairs: Sequence[str]) -> dict[str, Any]:
     return parameters
 
 
+def read_grid(pairs: Sequence[str]) -> dict[str, list[Any]]:
+    """``field=a,b,c`` as a field and its values: JSON each, or plain text.
+
+    ``seed=0,1`` gives ``{"seed": [0, 1]}``, ``network.hidden=[500,500],[100]`` two lists.
+
+    Raises:
+        typer.BadParameter: a pair without ``=``, or a field that is named twice.
+    """
+    grid: dict[str, list[Any]] = {}
+    for pair in pairs:
+        name, text = _split(pair)
+        if name in grid:
+            raise typer.BadParameter(f"--grid {name} is given twice; list its values in one")
+        try:
+            grid[name] = json.loads(f"[{text}]")
+        except ValueError:
+            grid[name] = [_value(part.strip()) for part in text.split(",")]
+    return grid
+
+
 def _split(pair: str) -> tuple[str, str]:
     name, sign, value = pair.partition("=")
     if not sign or not name:
