@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import io
+import json
 import math
 import platform
 import sys
@@ -49,6 +50,45 @@ class Recipe:
     def from_arguments(cls, args: argparse.Namespace) -> Recipe:
         """Read the options back."""
         return cls(**{entry.name: getattr(args, entry.name) for entry in dataclasses.fields(cls)})
+
+
+class Results:
+    """A file of runs, written after every run; several processes may add to one file.
+
+    Args:
+        path: the JSON file, or None to keep nothing.
+        head: what all its runs share.
+        append: keep the runs that the file already holds, whose head must be the same.
+    """
+
+    def __init__(self, path: Path | None, head: dict[str, object], *, append: bool) -> None:
+        self.path, self.head, self.append = path, json.loads(json.dumps(head)), append
+        if append and path is not None and path.exists():
+            found = json.loads(path.read_text())
+            if any(found.get(key) != value for key, value in self.head.items()):
+                raise SystemExit(f"{path} holds runs of another recipe; give another --out")
+        self.fresh = not append
+
+    def __contains__(self, point: tuple[float | None, int]) -> bool:
+        """Whether the point (tolerance, seed) has run."""
+        return any((run["tolerance"], run["seed"]) == point for run in self._runs())
+
+    def add(self, run: dict[str, object]) -> None:
+        """Print the run and write it down."""
+        print(json.dumps(run), flush=True)
+        if self.path is None:
+            return
+        runs = [*self._runs(), run]
+        self.fresh = False
+        runs.sort(key=lambda run: (run["tolerance"] is None, run["tolerance"], run["seed"]))
+        record = {**describe(), **self.head, "runs": runs}
+        self.path.write_text(json.dumps(record, indent=1) + "\n")
+
+    def _runs(self) -> list[dict[str, object]]:
+        if self.fresh or self.path is None or not self.path.exists():
+            return []
+        runs: list[dict[str, object]] = json.loads(self.path.read_text())["runs"]
+        return runs
 
 
 class Images(NamedTuple):

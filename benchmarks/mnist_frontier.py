@@ -11,12 +11,11 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import json
 import time
 from pathlib import Path
 
 import torch
-from frontier import Recipe, describe, load_images, saved_share, train
+from frontier import Recipe, Results, load_images, saved_share, train
 from torch import Tensor, nn
 
 DENSE_WEIGHTS = 784 * 500 + 3 * 500 * 500 + 500 * 10
@@ -61,15 +60,18 @@ def main() -> None:
     parser.add_argument("--dense", action="store_true", help="also train the dense network")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--out", type=Path)
+    parser.add_argument("--append", action="store_true", help="add the points --out lacks")
     Recipe.add_arguments(parser)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     recipe = Recipe.from_arguments(args)
     data = load_images(args.data)
-    runs = []
+    results = Results(args.out, {"recipe": recipe.__dict__, "rank": args.rank}, append=args.append)
     points = [(tau, seed) for seed in args.seeds for tau in args.tolerances]
     points += [(None, seed) for seed in args.seeds] if args.dense else []
     for tau, seed in points:
+        if (tau, seed) in results:
+            continue
         generator = torch.Generator().manual_seed(seed)
         network = build_dense(generator) if tau is None else build(args.rank, generator)
         started = time.perf_counter()
@@ -78,15 +80,11 @@ def main() -> None:
             "tolerance": tau,
             "seed": seed,
             "accuracy": result.accuracy,
-            "saved": saved_share(network, DENSE_WEIGHTS),
+            "saved": round(saved_share(network, DENSE_WEIGHTS), 3),
             "ranks": result.ranks,
             "seconds": round(time.perf_counter() - started, 1),
         }
-        print(json.dumps(run), flush=True)
-        runs.append(run)
-        if args.out:
-            record = {**describe(), "recipe": recipe.__dict__, "rank": args.rank, "runs": runs}
-            args.out.write_text(json.dumps(record, indent=1) + "\n")
+        results.add(run)
 
 
 if __name__ == "__main__":

@@ -46,7 +46,7 @@ class Geometry(NamedTuple):
         """Return the gradients of :meth:`convolve` by input and by V."""
         kernel = self.kernel_of(basis)
         dx, dk, _ = torch.ops.aten.convolution_backward(
-            grad.contiguous(),
+            grad,
             x,
             kernel,
             None,
@@ -64,11 +64,17 @@ class Geometry(NamedTuple):
 def mix(matrix: Tensor, x: Tensor) -> Tensor:
     """Apply ``([g,] p, q)`` to the channels of ``(B, g q, H, W)``."""
     groups = matrix.shape[0] if matrix.ndim == 3 else 1
+    if groups == 1 and x.is_contiguous():
+        # On CPU up to nine times faster than a 1 x 1 convolution with few channels.
+        return (matrix @ x.flatten(2)).reshape(x.shape[0], -1, *x.shape[2:])
     return functional.conv2d(x, matrix.reshape(-1, matrix.shape[-1], 1, 1), groups=groups)
 
 
 def correlate(x: Tensor, y: Tensor, groups: int) -> Tensor:
     """Sum x y^T over batch and pixels: channels of x by channels of y, per group."""
+    if groups == 1 and not (x.is_contiguous() and y.is_contiguous()):
+        rows = (z.permute(0, 2, 3, 1).reshape(-1, z.shape[1]) for z in (x, y))
+        return next(rows).t() @ next(rows)
     left = x.reshape(x.shape[0], groups, -1, x.shape[-2] * x.shape[-1])
     right = y.reshape(y.shape[0], groups, -1, y.shape[-2] * y.shape[-1])
     total = (left @ right.mT).sum(0)
@@ -104,7 +110,6 @@ class ConvolutionProduct(torch.autograd.Function):
         a, U, S, V, *rest = ctx.saved_tensors
         wants_x, _, wants_s, _, wants_b, _, _ = ctx.needs_input_grad
         geometry, tape = ctx.geometry, ctx.tape
-        delta = delta.contiguous()
         c = mix(U.mT.contiguous(), delta)
         dx = None
         if tape is not None:

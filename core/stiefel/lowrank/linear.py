@@ -12,6 +12,7 @@ from torch.nn import functional
 from stiefel.lowrank.initial import drawn_factors, spectral_factors
 from stiefel.lowrank.layer import LowRankLayer, compute_copies, recording
 from stiefel.lowrank.product import (
+    FactoredProduct,
     LinearProduct,
     MergedProduct,
     Tape,
@@ -115,6 +116,8 @@ class LowRankLinear(LowRankLayer):
         y: Tensor
         if tape is None and self._merges(rows.shape[0]):
             y = MergedProduct.apply(rows, U, S, V, bias)  # type: ignore[no-untyped-call]
+        elif tape is None and self.training and torch.is_grad_enabled():
+            y = FactoredProduct.apply(rows, U, S, V, bias)  # type: ignore[no-untyped-call]
         elif tape is None:
             y = factored_product(rows, U, S, V, bias)
         else:
