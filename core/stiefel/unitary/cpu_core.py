@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from stiefel.unitary.cpu_sweeps import compiled, kept
+from stiefel.unitary.cpu_tasks import compiled, kept
 
 Array = Any
 TANGENT, DIRECT, CAYLEY = 0, 1, 2

@@ -1,315 +1,289 @@
-"""Compiled sweeps over real matrices: one read for both products, one read-write for the update.
+"""Compiled sweeps over real matrices: one read for the products, one read-write for the update.
 
 Matrices are ``(m, n, p)`` row-major, float32 or float64; skinny factors are ``(m, k, n)`` or
 ``(m, k, p)``, one row per vector. A complex matrix is swept as a real one of twice the width
-(``kernels_cpu`` prepares the vectors). Columns go in tiles: the vectors of a tile are packed
-into one small buffer that stays in the first cache, at constant distances, by which the
-compiler can tell that a store to one does not touch another, and use vector instructions.
+(``kernels_cpu`` prepares the vectors). Four rows are in hand at a time, and of them a stretch of
+columns short enough to stay in the first cache while every vector passes over it.
 
-Importing this module imports numba; threads start with the first call.
+Importing this module imports numba.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any
 
-import numba
 import numpy as np
 
-F = TypeVar("F", bound=Callable[..., Any])
+from stiefel.unitary.cpu_tasks import Task, compiled, inlined, matrix, next_task, number
+from stiefel.unitary.cpu_vectors import dots, weighted
+
 Array = Any
-prange: Any = numba.prange
-_njit: Any = numba.njit
-
-# Reassociation lets sums run in vector lanes. NaN and infinity keep their meaning.
-_MATH = {"reassoc", "contract", "nsz", "arcp"}
-# The distance is no power of two: vectors at such distances would share the cache's few places.
-_TILE = 2080
-# Per group of four vectors: four rows to read, four rows to sum into.
-_GROUP = 8 * _TILE
+# Columns in hand at a time.
+_STRETCH = 512
 
 
-def compiled(function: F) -> F:
-    """Compile for one thread; inlined into the parallel entries."""
-    result: F = _njit(nogil=True, fastmath=_MATH, boundscheck=False)(function)
-    return result
+def _make_add_dots(rows: int) -> Any:
+    four, two, one = (dots(rows, size, ahead=rows) for size in (4, 2, 1))
+
+    @inlined
+    def add_dots(
+        U: Array, i: int, B: Array, lo: int, hi: int, s: Array, out: Array, to: int
+    ) -> None:
+        """Add to ``out[q, to + r]`` the dot product of ``U[i + r]`` and ``B[q]``."""
+        k, j = B.shape[0], 0
+        while j < k:
+            size = 4 if k - j >= 4 else (2 if k - j >= 2 else 1)
+            if size == 4:
+                four(s, 0, 4, U, i, B, j, lo, hi)
+            elif size == 2:
+                two(s, 0, 2, U, i, B, j, lo, hi)
+            else:
+                one(s, 0, 1, U, i, B, j, lo, hi)
+            for q in range(size):
+                for r in range(rows):
+                    out[j + q, to + r] += s[r * size + q]
+            j += size
+
+    return add_dots
 
 
-def kept(function: F) -> F:
-    """Compile for one thread and keep the machine code on disk."""
-    return _kept(function, parallel=False)
+def _make_add_sums(rows: int) -> Any:
+    four, two, one = (weighted(size, rows) for size in (4, 2, 1))
+
+    @inlined
+    def add_sums(U: Array, i: int, w: Array, lo: int, hi: int, acc: Array) -> None:
+        """Add ``U[i + r]`` times ``w[j * rows + r]`` to ``acc[j]``."""
+        k, j = acc.shape[0], 0
+        while j < k:
+            if k - j >= 4:
+                four(w, j * rows, rows, acc, j, U, i, lo, hi)
+                j += 4
+            elif k - j >= 2:
+                two(w, j * rows, rows, acc, j, U, i, lo, hi)
+                j += 2
+            else:
+                one(w, j * rows, rows, acc, j, U, i, lo, hi)
+                j += 1
+
+    return add_sums
 
 
-def parallel(function: F) -> F:
-    """Compile with a parallel loop and keep the machine code on disk."""
-    return _kept(function, parallel=True)
+def _make_move(rows: int) -> Any:
+    four, two, one = (weighted(rows, size, ahead=rows) for size in (4, 2, 1))
+
+    @inlined
+    def move(U: Array, i: int, w: Array, lo: int, hi: int, V: Array) -> None:
+        """Add ``V[j]`` times ``w[r * q + j]`` to ``U[i + r]``."""
+        q, j = V.shape[0], 0
+        while j < q:
+            if q - j >= 4:
+                four(w, j, q, U, i, V, j, lo, hi)
+                j += 4
+            elif q - j >= 2:
+                two(w, j, q, U, i, V, j, lo, hi)
+                j += 2
+            else:
+                one(w, j, q, U, i, V, j, lo, hi)
+                j += 1
+
+    return move
 
 
-def _kept(function: F, *, parallel: bool) -> F:
-    options = {"nogil": True, "fastmath": _MATH, "boundscheck": False, "parallel": parallel}
-    try:
-        result: F = _njit(cache=True, **options)(function)
-    except RuntimeError:  # no folder to cache in: a read-only installation without a home
-        result = _njit(**options)(function)
-    return result
+def _make_products(rows: int) -> Any:
+    add_dots, add_sums = _make_add_dots(rows), _make_add_sums(rows)
+
+    @inlined
+    def products_of_rows(
+        U: Array,
+        i: int,
+        left: Array,
+        right: Array,
+        start: int,
+        sums: Array,
+        acc: Array,
+        lo: int,
+        hi: int,
+        w: Array,
+        s: Array,
+    ) -> None:
+        k = left.shape[0]
+        for j in range(acc.shape[0]):
+            for x in range(rows):
+                w[j * rows + x] = left[j, i + x] if j < k else U[i + x, start + j - k]
+        for at in range(lo, hi, _STRETCH):
+            to = min(hi, at + _STRETCH)
+            add_dots(U, i, right, at, to, s, sums, i)
+            add_sums(U, i, w, at, to, acc)
+
+    return products_of_rows
 
 
-@compiled
-def _products_4(u0: Array, u1: Array, u2: Array, u3: Array, a: Array, w: Array, s: Array) -> None:
-    """Four rows against four vectors: dots into s, weighted sums of the rows into w."""
-    a00, a01, a02, a03, a10, a11, a12, a13 = a[0], a[1], a[2], a[3], a[4], a[5], a[6], a[7]
-    a20, a21, a22, a23, a30, a31, a32, a33 = a[8], a[9], a[10], a[11], a[12], a[13], a[14], a[15]
-    s00, s01, s02, s03, s10, s11, s12, s13 = s[0], s[1], s[2], s[3], s[4], s[5], s[6], s[7]
-    s20, s21, s22, s23, s30, s31, s32, s33 = s[8], s[9], s[10], s[11], s[12], s[13], s[14], s[15]
-    for c in range(u0.shape[0]):
-        x0, x1, x2, x3 = u0[c], u1[c], u2[c], u3[c]
-        b0, b1, b2, b3 = w[c], w[_TILE + c], w[2 * _TILE + c], w[3 * _TILE + c]
-        s00 += x0 * b0
-        s01 += x1 * b0
-        s02 += x2 * b0
-        s03 += x3 * b0
-        s10 += x0 * b1
-        s11 += x1 * b1
-        s12 += x2 * b1
-        s13 += x3 * b1
-        s20 += x0 * b2
-        s21 += x1 * b2
-        s22 += x2 * b2
-        s23 += x3 * b2
-        s30 += x0 * b3
-        s31 += x1 * b3
-        s32 += x2 * b3
-        s33 += x3 * b3
-        w[4 * _TILE + c] += x0 * a00 + x1 * a01 + x2 * a02 + x3 * a03
-        w[5 * _TILE + c] += x0 * a10 + x1 * a11 + x2 * a12 + x3 * a13
-        w[6 * _TILE + c] += x0 * a20 + x1 * a21 + x2 * a22 + x3 * a23
-        w[7 * _TILE + c] += x0 * a30 + x1 * a31 + x2 * a32 + x3 * a33
-    s[0], s[1], s[2], s[3], s[4], s[5], s[6], s[7] = s00, s01, s02, s03, s10, s11, s12, s13
-    s[8], s[9], s[10], s[11], s[12], s[13], s[14], s[15] = s20, s21, s22, s23, s30, s31, s32, s33
-
-
-@compiled
-def _products_1(u0: Array, u1: Array, u2: Array, u3: Array, a: Array, w: Array, s: Array) -> None:
-    """Four rows against one vector."""
-    a0, a1, a2, a3 = a[0], a[1], a[2], a[3]
-    s0, s1, s2, s3 = s[0], s[1], s[2], s[3]
-    for c in range(u0.shape[0]):
-        x0, x1, x2, x3 = u0[c], u1[c], u2[c], u3[c]
-        b = w[c]
-        s0 += x0 * b
-        s1 += x1 * b
-        s2 += x2 * b
-        s3 += x3 * b
-        w[4 * _TILE + c] += x0 * a0 + x1 * a1 + x2 * a2 + x3 * a3
-    s[0], s[1], s[2], s[3] = s0, s1, s2, s3
-
-
-@compiled
-def _width(vectors: int) -> int:
-    """Columns per tile: whole rows for few vectors, less where many must stay in the cache."""
-    return 2048 if vectors <= 2 else (512 if vectors <= 8 else 256)
-
-
-@compiled
-def _pack(vectors: Array, acc: Array, lo: int, hi: int, pack: Array) -> None:
-    """Lay the columns lo..hi of the vectors, and of their sums, into the buffer by groups."""
-    for j in range(vectors.shape[0]):
-        at = j // 4 * _GROUP + j % 4 * _TILE
-        for c in range(hi - lo):
-            pack[at + c] = vectors[j, lo + c]
-            pack[at + 4 * _TILE + c] = acc[j, lo + c]
-
-
-@compiled
-def _unpack(acc: Array, lo: int, hi: int, pack: Array) -> None:
-    for j in range(acc.shape[0]):
-        at = j // 4 * _GROUP + (4 + j % 4) * _TILE
-        for c in range(hi - lo):
-            acc[j, lo + c] = pack[at + c]
+_products_4, _products_1 = _make_products(4), _make_products(1)
 
 
 @compiled
-def _block_rows(
+def _products_share(
     U: Array,
     left: Array,
-    dots: Array,
-    pack: Array,
-    small: Array,
-    i: int,
+    right: Array,
+    start: int,
+    sums: Array,
+    acc: Array,
+    first: int,
     last: int,
-    lo: int,
-    hi: int,
 ) -> None:
-    """Rows i..i+3 (the last of them repeated with weight zero at the end) against all vectors."""
-    k = left.shape[0]
-    rows = min(4, last - i)
-    i1, i2, i3 = min(i + 1, last - 1), min(i + 2, last - 1), min(i + 3, last - 1)
-    u0, u1, u2, u3 = U[i, lo:hi], U[i1, lo:hi], U[i2, lo:hi], U[i3, lo:hi]
-    a, s = small[:16], small[16:]
-    for first in range(0, k, 4):
-        size = min(4, k - first)
-        for j in range(32):
-            small[j] = 0
-        for j in range(size):
-            for r in range(rows):
-                a[4 * j + r] = left[first + j, i + r]
-        group = first // 4 * _GROUP
-        w = pack[group : group + _GROUP]
-        if size == 1:
-            _products_1(u0, u1, u2, u3, a, w, s)
-        else:
-            _products_4(u0, u1, u2, u3, a, w, s)
-        for j in range(size):
-            for r in range(rows):
-                dots[first + j, i + r] += s[4 * j + r]
-
-
-@compiled
-def _products_rows(
-    U: Array, left: Array, right: Array, dots: Array, acc: Array, first: int, last: int
-) -> None:
-    k, p = right.shape
-    pack = np.zeros((k + 3) // 4 * _GROUP, U.dtype)
-    small = np.zeros(32, U.dtype)
-    dots[:, first:last] = 0
+    w, s = np.empty(4 * acc.shape[0] + 4, U.dtype), np.empty(16, U.dtype)
     acc[:, :] = 0
-    width = _width(k)
+    sums[:, first:last] = 0
+    p = U.shape[1]
+    # Many sums over whole rows would not stay in the second cache: then some columns at a time.
+    width = p if acc.shape[0] <= 4 else 1024
+    whole = first + (last - first) // 4 * 4
     for lo in range(0, p, width):
         hi = min(p, lo + width)
-        _pack(right, acc, lo, hi, pack)
-        for i in range(first, last, 4):
-            _block_rows(U, left, dots, pack, small, i, last, lo, hi)
-        _unpack(acc, lo, hi, pack)
+        for i in range(first, whole, 4):
+            _products_4(U, i, left, right, start, sums, acc, lo, hi, w, s)
+        for i in range(whole, last):
+            _products_1(U, i, left, right, start, sums, acc, lo, hi, w, s)
 
 
-@parallel
-def products(U: Array, left: Array, right: Array, dots: Array, acc: Array) -> None:
-    """Fill ``dots = U right`` and ``acc``, whose sum over blocks is ``U^T left``.
-
-    Shapes: U (m, n, p); left (m, k, n); right (m, k, p); dots (m, k, n); acc (m, blocks, k, p).
-    """
-    m, n, _ = U.shape
-    blocks = acc.shape[1]
-    for task in prange(m * blocks):
+def _products(data: Any) -> None:
+    blocks, n, p, start, kl, kr, r = (
+        number(data, 0),
+        number(data, 1),
+        number(data, 2),
+        number(data, 3),
+        number(data, 4),
+        number(data, 5),
+        number(data, 6),
+    )
+    task = next_task(data)
+    while task >= 0:
         x, t = task // blocks, task % blocks
-        _products_rows(
-            U[x], left[x], right[x], dots[x], acc[x, t], n * t // blocks, n * (t + 1) // blocks
+        _products_share(
+            matrix(data, 7, x, n, p),
+            matrix(data, 8, x, kl, n),
+            matrix(data, 9, x, kr, p),
+            start,
+            matrix(data, 10, x, kr, n),
+            matrix(data, 11, task, kl + r, p),
+            n * t // blocks,
+            n * (t + 1) // blocks,
         )
+        task = next_task(data)
+
+
+def _make_update(rows: int) -> Any:
+    add_dots, move = _make_add_dots(rows), _make_move(rows)
+
+    @inlined
+    def update_rows(
+        U: Array,
+        i: int,
+        W: Array,
+        V: Array,
+        E: Array,
+        G: Array,
+        start: int,
+        w: Array,
+        s: Array,
+        d: Array,
+    ) -> None:
+        q, r, p = V.shape[0], E.shape[0], U.shape[1]
+        for x in range(rows):
+            for j in range(q):
+                w[x * q + j] = W[j, i + x]
+        if r:
+            d[:, :] = 0
+            for at in range(0, p, _STRETCH):
+                add_dots(U, i, E, at, min(p, at + _STRETCH), s, d, 0)
+            for y in range(r):
+                for x in range(rows):
+                    U[i + x, start + y] -= d[y, x] / 2
+                    for j in range(q):
+                        w[x * q + j] += d[y, x] * G[y, j]
+        for at in range(0, p, _STRETCH):
+            move(U, i, w, at, min(p, at + _STRETCH), V)
+
+    return update_rows
+
+
+_update_4, _update_1 = _make_update(4), _make_update(1)
 
 
 @compiled
-def _update_4(u0: Array, u1: Array, v: Array, x: Array) -> None:
-    """Two rows plus four weighted vectors."""
-    x0, x1, x2, x3, y0, y1, y2, y3 = x[0], x[1], x[2], x[3], x[4], x[5], x[6], x[7]
-    for c in range(u0.shape[0]):
-        v0, v1, v2, v3 = v[c], v[_TILE + c], v[2 * _TILE + c], v[3 * _TILE + c]
-        u0[c] += x0 * v0 + x1 * v1 + x2 * v2 + x3 * v3
-        u1[c] += y0 * v0 + y1 * v1 + y2 * v2 + y3 * v3
-
-
-@compiled
-def _update_2(u0: Array, u1: Array, v: Array, x: Array) -> None:
-    x0, x1, y0, y1 = x[0], x[1], x[4], x[5]
-    for c in range(u0.shape[0]):
-        v0, v1 = v[c], v[_TILE + c]
-        u0[c] += x0 * v0 + x1 * v1
-        u1[c] += y0 * v0 + y1 * v1
-
-
-@compiled
-def _gather(u0: Array, u1: Array, sums: Array, s0: float, s1: float) -> None:
-    for c in range(u0.shape[0]):
-        sums[c] += u0[c] * s0 + u1[c] * s1
-
-
-@compiled
-def _update_pair(U: Array, W: Array, pack: Array, x: Array, i: int, lo: int, hi: int) -> None:
-    """Rows i, i+1 plus all weighted vectors."""
-    q = W.shape[0]
-    u0, u1 = U[i, lo:hi], U[i + 1, lo:hi]
-    for first in range(0, q, 4):
-        size = min(4, q - first)
-        for j in range(size):
-            x[j], x[4 + j] = W[first + j, i], W[first + j, i + 1]
-        group = first // 4 * _GROUP
-        if size == 2:
-            _update_2(u0, u1, pack[group : group + _GROUP], x)
-        else:
-            _update_4(u0, u1, pack[group : group + _GROUP], x)
-
-
-@compiled
-def _update_last(U: Array, W: Array, V: Array, i: int, lo: int, hi: int) -> None:
-    u = U[i, lo:hi]
-    for j in range(V.shape[0]):
-        w, v = W[j, i], V[j, lo:hi]
-        for c in range(u.shape[0]):
-            u[c] += w * v[c]
-
-
-@compiled
-def _update_rows(
-    U: Array, W: Array, V: Array, columns: Array, acc: Array, first: int, last: int
+def _update_share(
+    U: Array, W: Array, V: Array, E: Array, G: Array, start: int, first: int, last: int
 ) -> None:
-    q, p = V.shape
-    pack = np.zeros((q + 3) // 4 * _GROUP, U.dtype)
-    none = np.zeros((q, p), U.dtype)
-    small = np.zeros(8, U.dtype)
-    acc[:, :] = 0
-    pairs = first + (last - first) // 2 * 2
-    width = _width(q)
-    for lo in range(0, p, width):
-        hi = min(p, lo + width)
-        _pack(V, none, lo, hi, pack)
-        for i in range(first, pairs, 2):
-            _update_pair(U, W, pack, small, i, lo, hi)
-            for r in range(acc.shape[0]):
-                _gather(
-                    U[i, lo:hi], U[i + 1, lo:hi], acc[r, lo:hi], columns[r, i], columns[r, i + 1]
-                )
-        if pairs < last:
-            _update_last(U, W, V, pairs, lo, hi)
-            for r in range(acc.shape[0]):
-                zero = columns[r, pairs] * 0
-                u = U[pairs, lo:hi]
-                _gather(u, u, acc[r, lo:hi], columns[r, pairs], zero)
+    w, s = np.empty(4 * V.shape[0] + 4, U.dtype), np.empty(16, U.dtype)
+    d = np.empty((E.shape[0], 4), U.dtype)
+    whole = first + (last - first) // 4 * 4
+    for i in range(first, whole, 4):
+        _update_4(U, i, W, V, E, G, start, w, s, d)
+    for i in range(whole, last):
+        _update_1(U, i, W, V, E, G, start, w, s, d)
 
 
-@parallel
-def update(U: Array, W: Array, V: Array, columns: Array, acc: Array) -> None:
-    """Add ``W^T V`` to U and, of the result, fill acc with ``U^T columns`` by blocks.
-
-    Shapes: W (m, q, n), q even; V (m, q, p); columns (m, r, n), the followed columns after the
-    update; acc (m, blocks, r, p). r may be 0.
-    """
-    m, n, _ = U.shape
-    blocks = acc.shape[1]
-    for task in prange(m * blocks):
+def _update(data: Any) -> None:
+    blocks, n, p, start, q, r = (
+        number(data, 0),
+        number(data, 1),
+        number(data, 2),
+        number(data, 3),
+        number(data, 4),
+        number(data, 5),
+    )
+    task = next_task(data)
+    while task >= 0:
         x, t = task // blocks, task % blocks
-        _update_rows(
-            U[x], W[x], V[x], columns[x], acc[x, t], n * t // blocks, n * (t + 1) // blocks
+        _update_share(
+            matrix(data, 6, x, n, p),
+            matrix(data, 7, x, q, n),
+            matrix(data, 8, x, q, p),
+            matrix(data, 9, x, r, p),
+            matrix(data, 10, x, r, q),
+            start,
+            n * t // blocks,
+            n * (t + 1) // blocks,
         )
+        task = next_task(data)
 
 
-@compiled
-def _dot(u: Array, e: Array) -> Any:
-    s = u[0] * e[0]
-    for c in range(1, u.shape[0]):
-        s += u[c] * e[c]
-    return s
+_products_task, _update_task = Task(_products), Task(_update)
 
 
-@parallel
-def correct(U: Array, E: Array, start: int, blocks: int) -> None:
-    """Subtract ``U E / 2`` from the columns start, start + 1, ...; E is (m, r, p)."""
-    m, n, _ = U.shape
-    r = E.shape[1]
-    for task in prange(m * blocks):
-        x, t = task // blocks, task % blocks
-        shift = np.empty(r, U.dtype)
-        for i in range(n * t // blocks, n * (t + 1) // blocks):
-            for j in range(r):
-                shift[j] = _dot(U[x, i], E[x, j])
-            for j in range(r):
-                U[x, i, start + j] -= shift[j] / 2
+def products(
+    U: Array, left: Array, right: Array, columns: range, blocks: int, threads: int
+) -> tuple[Array, Array]:
+    """Return ``U right`` (m, kr, n), and by blocks ``U^T [left, U[:, columns]]``, from one read.
+
+    Shapes: U (m, n, p); left (m, kl, n); right (m, kr, p). The second result is
+    (m, blocks, kl + r, p); its sum over blocks is the product.
+    """
+    m, n, p = U.shape
+    kl, kr, r = left.shape[1], right.shape[1], len(columns)
+    sums = np.empty((m, kr, n), U.dtype)
+    acc = np.empty((m, blocks, kl + r, p), U.dtype)
+    numbers = (blocks, n, p, columns.start, kl, kr, r)
+    _products_task.run(m * blocks, threads, numbers, (U, left, right, sums, acc))
+    return sums, acc
+
+
+def update(
+    U: Array,
+    W: Array,
+    V: Array,
+    E: Array,
+    G: Array,
+    start: int,
+    blocks: int,
+    threads: int,
+) -> None:
+    """Correct the columns from ``start`` on and add the rank-q step, in one read and write.
+
+    With ``d = U E`` of U as it is: the columns lose ``d / 2``, and U gains ``(W + G d)^T V``.
+    Shapes: W (m, q, n); V (m, q, p); E (m, r, p), r >= 0; G (m, r, q).
+    """
+    m, n, p = U.shape
+    numbers = (blocks, n, p, start, V.shape[1], E.shape[1])
+    _update_task.run(m * blocks, threads, numbers, (U, W, V, E, G))

@@ -5,15 +5,14 @@ or many of one shape (whole matrices shared). Compiled by numba on first use and
 that no compiler is needed at install time and nothing is imported, started or compiled before a
 step asks for it: a process that only forks stays free of threads.
 
-Every thread owns fixed rows and partial sums are added in order: for a given number of
-threads, equal inputs give equal bits.
+Partial sums belong to fixed rows and are added in order: for a given number of threads, equal
+inputs give equal bits.
 """
 
 from __future__ import annotations
 
-import threading
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -23,9 +22,9 @@ from stiefel.unitary.rank_k_update import Products, Variant
 
 Array = Any
 _VARIANTS: dict[Variant, int] = {"tangent": 0, "direct": 1, "cayley": 2}
-# Numba's fallback thread pool must not be entered twice at once.
-_POOL = threading.Lock()
 LARGEST_RANK = 16
+# Entries under which a second thread costs more than it saves.
+_SHARED_FROM = 16384
 
 
 def supports(W: Tensor, rank: int) -> bool:
@@ -42,34 +41,102 @@ def step_(
     products: Products | None = None,
     columns: range = range(0),
 ) -> Tensor | None:
-    """Take the step of ``rank_k_update_`` and correct the drift of ``columns``, fused.
+    """Correct the drift of ``columns``, then take the step of ``rank_k_update_``, fused.
 
     Args:
         W: ``(..., n, p)``, contiguous.
         a: as in ``rank_k_update``, like b, variant and products.
         b: see a.
         variant: see a.
-        products: see a.
+        products: see a; with W as it is, before the correction.
         columns: adjacent columns of W whose orthogonality is restored by one Newton-Schulz step.
 
     Returns:
         ``(..., p, r)``: ``W^H C - I_r`` of those columns before their correction, or None.
     """
     m, (n, p), k = W.shape[:-2].numel(), W.shape[-2:], a.shape[-1]
-    U = W.detach().view(m, n, p).numpy()
-    rows = [_rows(x) for x in (a, b)]
-    left, right = rows[0].reshape(m, k, n), rows[1].reshape(m, k, p)
-    with _POOL:
-        blocks = _blocks(m, n * p)
-        if products is None:
-            Wb, Wa = _products(U, left, right, blocks)
-        else:
-            Wb, Wa = (_rows(x).reshape(m, k, -1) for x in products)
-        w, v = _factors(U, left, right, Wb, Wa, variant, blocks)
-        residual = _update(U, w, v, columns, blocks)
+    sweep = _Sweep(W.detach().view(m, n, p).numpy(), columns)
+    left, right = (_rows(x).reshape(m, k, -1) for x in (a, b))
+    if products is None:
+        Wb, Wa, residual = sweep.products(left, right)
+    else:
+        Wb, Wa = (_rows(x).reshape(m, k, -1) for x in products)
+        residual = sweep.residual() if columns else None
+    if residual is not None:
+        inside = slice(columns.start, columns.stop)
+        # W^H a of the corrected W; its W b follows row by row inside the update.
+        Wa = Wa.copy()
+        Wa[:, :, inside] -= np.matmul(Wa, residual.conj().transpose(0, 2, 1)) / 2
+    factors = _factors(sweep, left, right, Wb, Wa, variant)
+    sweep.update(factors, residual)
     if residual is None:
         return None
     return torch.from_numpy(residual).mT.reshape(*W.shape[:-2], p, len(columns))
+
+
+class _Factors(NamedTuple):
+    """The update is ``U + w^T v``; ``shift`` is what the correction of the columns adds to w."""
+
+    w: Array  # (m, q, n)
+    v: Array  # (m, q, p)
+    shift: Array  # (m, r, q), per unit of U E
+
+
+class _Sweep:
+    """Sweeps over one stack of matrices, with complex ones seen as real of twice the width."""
+
+    def __init__(self, U: Array, columns: range) -> None:
+        self.U, self.columns = U, columns
+        self.is_complex = np.iscomplexobj(U)
+        self.real = U.view(U.real.dtype) if self.is_complex else U
+        width = 2 if self.is_complex else 1
+        self.real_columns = range(columns.start * width, columns.stop * width)
+        threads = torch.get_num_threads() if U.size >= _SHARED_FROM else 1
+        blocks = 1 if U.shape[0] >= 4 * threads else threads
+        self.sharing = (blocks, threads)
+
+    def products(self, left: Array, right: Array) -> tuple[Array, Array, Array | None]:
+        """Return ``U right``, ``U^H left`` and the residual of the columns, if there are any."""
+        dots, sums = self._swept(left, right, self.real_columns)
+        if not len(self.columns):
+            return dots, sums, None
+        k = left.shape[1]
+        return dots, sums[:, :k], self._less_identity(sums[:, k:])
+
+    def residual(self) -> Array:
+        """Return ``(m, r, p)``: the rows ``(U^H C - I)^T`` of the columns."""
+        m, n, p = self.U.shape
+        left, right = (np.empty((m, 0, length), self.U.dtype) for length in (n, p))
+        return self._less_identity(self._swept(left, right, self.real_columns)[1])
+
+    def dots(self, right: Array) -> Array:
+        """Return ``U right``, by rows."""
+        m, n, _ = self.U.shape
+        return self._swept(np.empty((m, 0, n), self.U.dtype), right, range(0))[0]
+
+    def update(self, factors: _Factors, residual: Array | None) -> None:
+        """Correct the columns and add the step."""
+        w, v, shift = factors
+        E = self.U[:, :0, :] if residual is None else residual
+        if self.is_complex:
+            w, v, E, shift = _parts(w), _along(v), _against(E), _along(shift)
+        arrays = [np.ascontiguousarray(x) for x in (w, v, E, shift)]
+        _compiled()[1].update(self.real, *arrays, self.real_columns.start, *self.sharing)
+
+    def _swept(self, left: Array, right: Array, columns: range) -> tuple[Array, Array]:
+        if self.is_complex:
+            left, right = _parts(left), _against(right)
+        sweeps = _compiled()[1]
+        dots, acc = sweeps.products(self.real, left, right, columns, *self.sharing)
+        sums = _summed(acc)
+        if self.is_complex:
+            return dots[:, 0::2] + 1j * dots[:, 1::2], _folded(sums)
+        return dots, sums
+
+    def _less_identity(self, sums: Array) -> Array:
+        for j, column in enumerate(self.columns):
+            sums[:, j, column] -= 1
+        return sums
 
 
 @cache
@@ -79,59 +146,32 @@ def _compiled() -> tuple[Any, Any]:
     return cpu_core, cpu_sweeps
 
 
-def _blocks(m: int, size: int) -> int:
-    """Set the number of threads and return into how many row blocks one matrix is cut."""
-    import numba
-
-    threads = max(1, _limit(torch.get_num_threads()))
-    if m * size < 16384:
-        threads = 1
-    numba.set_num_threads(threads)
-    return 1 if m >= 4 * threads else threads
-
-
-def _limit(threads: int) -> int:
-    from numba import config
-
-    return min(threads, int(vars(config)["NUMBA_NUM_THREADS"]))
-
-
 def _rows(x: Tensor) -> Array:
     return x.detach().mT.resolve_conj().contiguous().numpy()
 
 
-def _products(U: Array, left: Array, right: Array, blocks: int) -> tuple[Array, Array]:
-    real_left, real_right = left, right
-    if np.iscomplexobj(U):
-        real_left, real_right = _parts(left), _against(right)
-    m, kk, n = real_left.shape
-    dots = np.empty((m, kk, n), real_left.dtype)
-    acc = np.empty((m, blocks, kk, real_right.shape[-1]), real_left.dtype)
-    _compiled()[1].products(_real(U), real_left, real_right, dots, acc)
-    total = _summed(acc)
-    if np.iscomplexobj(U):
-        return dots[:, 0::2] + 1j * dots[:, 1::2], _folded(total)
-    return dots, total
-
-
 def _factors(
-    U: Array, left: Array, right: Array, Wb: Array, Wa: Array, variant: Variant, blocks: int
-) -> tuple[Array, Array]:
-    """Return w (m, 2k, n) and v (m, 2k, p): the update is ``U + w^T v``."""
-    _, n, p = U.shape
+    sweep: _Sweep, left: Array, right: Array, Wb: Array, Wa: Array, variant: Variant
+) -> _Factors:
+    _, n, p = sweep.U.shape
+    k, inside = left.shape[1], slice(sweep.columns.start, sweep.columns.stop)
     M, bB = _middle(left, right, Wa, variant)
     sources = [Wb, left]
+    # Row i of U B changes by -(U E)_i / 2 times these entries of B.
+    moved = right[:, :, inside].transpose(0, 2, 1) @ M[:, :k]
     if variant == "direct":
         if n != p:
-            sources[1] = _products(U, left, Wa, blocks)[0]
+            sources[1] = sweep.dots(Wa)
+            moved = moved + Wa[:, :, inside].transpose(0, 2, 1) @ M[:, k:]
         # ([Wb, WWa] + a bB) M + [a, 0] as one product.
         below = bB @ M
         below += np.eye(*below.shape[-2:])
         M, sources = np.concatenate((M, below), axis=1), [*sources, left]
-    weights = np.ascontiguousarray(M.transpose(0, 2, 1)).astype(U.dtype)
+    weights = np.ascontiguousarray(M.transpose(0, 2, 1)).astype(sweep.U.dtype)
     w = torch.matmul(torch.from_numpy(weights), torch.from_numpy(np.concatenate(sources, axis=1)))
     v = np.concatenate((right, Wa), axis=1)
-    return w.numpy(), np.conj(v) if np.iscomplexobj(v) else v
+    shift = (moved / -2).astype(sweep.U.dtype)
+    return _Factors(w.numpy(), np.conj(v) if sweep.is_complex else v, shift)
 
 
 def _middle(left: Array, right: Array, Wa: Array, variant: Variant) -> tuple[Array, Array]:
@@ -150,45 +190,11 @@ def _middle(left: Array, right: Array, Wa: Array, variant: Variant) -> tuple[Arr
     return (_complex(M), _complex(bB)) if is_complex else (M, bB)
 
 
-def _update(U: Array, w: Array, v: Array, columns: range, blocks: int) -> Array | None:
-    r, start = len(columns), columns.start
-    followed = _followed(U, w, v, columns)
-    real_w, real_v, width = w, v, 1
-    if np.iscomplexobj(U):
-        real_w, real_v, width = _parts(w), _along(v), 2
-        followed = _parts(followed)
-    real_U = _real(U)
-    acc = np.empty((U.shape[0], blocks, width * r, real_U.shape[-1]), real_U.dtype)
-    _, sweeps = _compiled()
-    sweeps.update(real_U, real_w, real_v, followed, acc)
-    if not r:
-        return None
-    residual = _summed(acc)
-    if np.iscomplexobj(U):
-        residual = _folded(residual)
-    for j in range(r):
-        residual[:, j, start + j] -= 1
-    against = _against(residual) if np.iscomplexobj(U) else residual
-    sweeps.correct(real_U, against, width * start, blocks)
-    return residual
-
-
-def _followed(U: Array, w: Array, v: Array, columns: range) -> Array:
-    """Return the columns as they will be after the update, (m, r, n)."""
-    inside = slice(columns.start, columns.stop)
-    moved = U[:, :, inside] + np.matmul(w.transpose(0, 2, 1), v[:, :, inside])
-    return np.ascontiguousarray(moved.transpose(0, 2, 1))
-
-
 def _summed(acc: Array) -> Array:
     total = acc[:, 0]
     for block in range(1, acc.shape[1]):
         total = total + acc[:, block]
     return np.ascontiguousarray(total)
-
-
-def _real(U: Array) -> Array:
-    return U.view(U.real.dtype) if np.iscomplexobj(U) else U
 
 
 def _parts(x: Array) -> Array:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from stiefel.unitary import kernels_cpu, kernels_cuda
-from stiefel.unitary.drift import restore_columns_
+from stiefel.unitary.drift import restore_before_step_
 from stiefel.unitary.rank_k_update import Products, Variant, check_step, rank_k_update_
 
 
@@ -18,14 +18,14 @@ def step_(
     products: Products | None = None,
     columns: range = range(0),
 ) -> Tensor | None:
-    """Take the step of ``rank_k_update_`` on W, then restore ``columns``; all kernels agree.
+    """Restore ``columns`` of W, then take the step of ``rank_k_update_``; all kernels agree.
 
     Args:
         W: ``(..., n, p)``, changed in place.
         a: as in ``rank_k_update``, like b, variant and products.
         b: see a.
         variant: see a.
-        products: see a.
+        products: see a; with W as it is, before its columns are restored.
         columns: adjacent columns for one Newton-Schulz step against drift; none by default.
 
     Returns:
@@ -37,5 +37,8 @@ def step_(
         return kernels_cpu.step_(W, a, b, variant=variant, products=products, columns=columns)
     if kernels_cuda.supports(W, rank):
         return kernels_cuda.step_(W, a, b, variant=variant, products=products, columns=columns)
+    residual = None
+    if columns:
+        residual, products = restore_before_step_(W, a, b, products, columns)
     rank_k_update_(W, a, b, variant=variant, products=products)
-    return restore_columns_(W, columns) if columns else None
+    return residual

@@ -11,7 +11,12 @@ import pytest
 import torch
 
 from stiefel.unitary import kernels_cpu, kernels_cuda
-from stiefel.unitary.drift import estimated_defect, next_columns, restore_columns_
+from stiefel.unitary.drift import (
+    estimated_defect,
+    next_columns,
+    restore_before_step_,
+    restore_columns_,
+)
 from stiefel.unitary.rank_k_update import Products, rank_k_update
 from stiefel.unitary.stepping import step_
 
@@ -56,17 +61,34 @@ def test_threads_only_change_rounding_and_repeat_bit_for_bit(draw: Any, dtype: t
 
 @pytest.mark.parametrize("dtype", ALL)
 @pytest.mark.parametrize("columns", [range(0, 1), range(3, 7), range(29, 30)])
-def test_fused_drift_control_equals_eager(draw: Any, dtype: torch.dtype, columns: range) -> None:
-    """The residual before, and the columns after, with W visibly off the manifold."""
+@pytest.mark.parametrize("variant", MAPS)
+def test_fused_drift_control_equals_eager(
+    draw: Any, dtype: torch.dtype, columns: range, variant: Any
+) -> None:
+    """Columns first, then the step, with W visibly off the manifold; known products or not."""
     W = draw.frame(2, 41, 30, dtype=dtype) + 1e-3 * draw.normal(2, 41, 30, dtype=dtype)
     a, b = draw.step(41, 30, 2, 2, size=0.1, dtype=dtype)
-    expected = rank_k_update(W, a, b)
-    residual = restore_columns_(expected, columns)
-    moved = W.clone()
-    fused = kernels_cpu.step_(moved, a, b, columns=columns)
-    assert fused is not None
-    assert float((fused - residual).abs().max()) < TOLERANCE[dtype]
-    assert float((moved - expected).abs().max()) < TOLERANCE[dtype]
+    restored = W.clone()
+    residual = restore_columns_(restored, columns)
+    expected = rank_k_update(restored, a, b, variant=variant)
+    for products in (None, Products(W @ b, W.mH @ a)):
+        moved = W.clone()
+        fused = kernels_cpu.step_(moved, a, b, variant=variant, products=products, columns=columns)
+        assert fused is not None
+        assert float((fused - residual).abs().max()) < TOLERANCE[dtype]
+        assert float((moved - expected).abs().max()) < TOLERANCE[dtype]
+
+
+@pytest.mark.parametrize("columns", [range(0, 1), range(3, 7)])
+def test_eager_drift_control_keeps_known_products_true(draw: Any, columns: range) -> None:
+    W = draw.frame(41, 30) + 1e-3 * draw.normal(41, 30)
+    a, b = draw.step(41, 30, 2, size=0.1)
+    restored = W.clone()
+    residual, known = restore_before_step_(restored, a, b, Products(W @ b, W.mH @ a), columns)
+    assert known is not None
+    assert torch.allclose(known.Wb, restored @ b, atol=1e-13)
+    assert torch.allclose(known.Wa, restored.mH @ a, atol=1e-13)
+    assert torch.equal(residual, restore_columns_(W.clone(), columns))
 
 
 @pytest.mark.parametrize("variant", MAPS)
