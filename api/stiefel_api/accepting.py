@@ -70,4 +70,5 @@ def submission_of(
         labels=body.labels,
         output_ttl_s=ttl,
         traceparent=trace,
+        peak_memory_bytes=checked.peak_memory_bytes or None,
     )

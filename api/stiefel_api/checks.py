@@ -7,7 +7,7 @@ the answer to the request and not by a failed job.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal
 
@@ -21,12 +21,13 @@ from stiefel.specs.training import TrainingSpec
 from stiefel.specs.training_plan import TrainingPlan
 from stiefel_api.problems import Problem, of_input
 from stiefel_api.service import Service
-from stiefel_api.training import training_plan
+from stiefel_api.training import Ranges, training_plan
 from stiefel_api.views.history import PlanView, TrainingPlanView
 from stiefel_jobs.errors import NotFoundError
 from stiefel_jobs.records import Artifact
 from stiefel_jobs.store import artifacts
-from stiefel_jobs.store.workers import list_workers
+from stiefel_jobs.store.sweep import too_large
+from stiefel_jobs.store.workers import largest_share, list_workers
 
 _LISTED = 1000
 #: A checkpoint of many shards has few tensors in each; all of them together stay parseable.
@@ -41,11 +42,15 @@ class Checked:
     plan: Plan
     queue: str
     training: TrainingPlan | None = None
+    misfit: Mapping[str, str] | None = None  # why no worker can take it
 
     @property
     def peak_memory_bytes(self) -> int:
-        """Estimated memory of the worker's process; 0 where it is not known."""
-        return self.training.peak_memory_bytes if self.training else self.plan.peak_memory_bytes
+        """Estimated memory of the worker's processes, of one GPU; 0 where it is not known."""
+        if self.training is None:
+            return self.plan.peak_memory_bytes
+        devices = getattr(self.spec, "devices", 1) if self.queue == "cuda" else 1
+        return self.training.peak_memory_bytes // int(devices)
 
     def view(self, *, listed: int = _LISTED) -> PlanView:
         """Show the plan, with at most ``listed`` tensors of each kind."""
@@ -57,6 +62,7 @@ class Checked:
             queue=self.queue,
             tensors_selected=planned.pop("selected"),
             tensors_skipped=planned.pop("skipped"),
+            warnings=[self.misfit["detail"]] if self.misfit else [],
             training=TrainingPlanView.model_validate(training) if training else None,
             **planned,
         )
@@ -67,6 +73,7 @@ class Headers:
 
     def __init__(self) -> None:
         self._known: dict[str, TensorTable] = {}
+        self.ranges = Ranges()
 
     def table(self, artifact: Artifact, read: Callable[[], TensorTable]) -> TensorTable:
         """Return the artifact's table, reading it where it is not known yet."""
@@ -88,24 +95,43 @@ def check(
     *,
     device: Literal["cpu", "cuda"] | None,
     headers: Headers | None = None,
+    admit: bool = True,
 ) -> Checked:
-    """Validate a spec against the files it names; ``headers`` holds those of this tenant.
+    """Validate a spec against the files it names, and its memory against the workers.
+
+    Args:
+        service: where files and workers are known.
+        tenant: whose files.
+        data: the spec as it was sent.
+        device: the queue, if the caller chose one.
+        headers: what has been read of this tenant's files already.
+        admit: refuse what is too large for every worker known; otherwise the plan warns.
 
     Raises:
         Problem: 404 for an artifact that is unknown, foreign or expired; 422 for the rest, with
             a pointer into the request's body.
     """
+    headers = headers or Headers()
     try:
         spec = parse_spec(data)
     except StiefelError as error:
         raise of_input(error, pointer="/spec") from error
     files = _find_inputs(service, tenant, spec)
     try:
-        planned = _plan(service, spec, files, headers or Headers())
-        training = training_plan(service, spec, files) if isinstance(spec, TrainingSpec) else None
+        planned = _plan(service, spec, files, headers)
+        training = None
+        if isinstance(spec, TrainingSpec):
+            training = training_plan(service, spec, files, headers.ranges)
     except StiefelError as error:
         raise of_input(error, pointer="/spec") from error
-    return Checked(spec, planned, device or _queue(service, spec), training)
+    checked = Checked(spec, planned, device or _queue(service, spec), training)
+    share = largest_share(service.db, checked.queue)
+    if share is None or checked.peak_memory_bytes <= share:
+        return checked
+    misfit = too_large(checked.peak_memory_bytes, share)
+    if admit:
+        raise Problem(422, misfit["code"], misfit["detail"], fix=misfit["fix"])
+    return replace(checked, misfit=misfit)
 
 
 def _find_inputs(service: Service, tenant: str, spec: MethodSpec) -> dict[str, Artifact]:

@@ -74,6 +74,7 @@ class Submission:
     labels: Mapping[str, str] = field(default_factory=dict)
     output_ttl_s: float | None = None
     traceparent: str | None = None
+    peak_memory_bytes: int | None = None  # as estimated; None where nobody can tell
 
 
 @dataclass(frozen=True, slots=True)

@@ -43,7 +43,9 @@ PRIORITIES: dict[str, int] = {"low": -1, "normal": 0, "high": 1}
 
 #: Every transition there is. A store that wanted another one would be wrong.
 NEXT: dict[State, frozenset[State]] = {
-    State.QUEUED: frozenset({State.RUNNING, State.PAUSED, State.CANCELLED, State.EXPIRED}),
+    State.QUEUED: frozenset(
+        {State.RUNNING, State.PAUSED, State.CANCELLED, State.EXPIRED, State.FAILED}
+    ),
     State.RUNNING: frozenset(
         {State.FINALIZING, State.PAUSING, State.CANCELLING, State.QUEUED, State.FAILED}
     ),

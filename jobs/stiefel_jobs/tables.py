@@ -118,6 +118,7 @@ jobs = Table(
     Column("labels", Json, nullable=False),
     Column("queue", Name, nullable=False),
     Column("priority", Integer, nullable=False),
+    Column("peak_memory_bytes", BigInteger),  # as estimated; null where nobody can tell
     Column("max_attempts", Integer, nullable=False),
     Column("output_ttl_s", Double),
     Column("traceparent", Text),

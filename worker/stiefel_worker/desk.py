@@ -93,4 +93,10 @@ class Desk:
         if self.draining.is_set():
             return None
         shop = self.shop
-        return claim(shop.db, worker=shop.worker, queues=shop.queues, lease_s=shop.settings.lease_s)
+        return claim(
+            shop.db,
+            worker=shop.worker,
+            queues=shop.queues,
+            lease_s=shop.settings.lease_s,
+            memory_bytes={queue: shop.free_bytes(queue) for queue in shop.queues},
+        )

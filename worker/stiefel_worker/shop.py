@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import secrets
+import shutil
 import socket
+import subprocess
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.metadata import version
@@ -71,6 +73,28 @@ class Shop:
         share = int(_memory_of_this_machine() * MEMORY_SHARE) // self.concurrency
         return self.limits.memory_bytes or share
 
+    def free_bytes(self, queue: str) -> int:
+        """Bytes that one more job of ``queue`` may need: its share, and no more than are free now.
+
+        Of a GPU only the share is looked at, and only where it is known.
+        """
+        if queue == "cuda":
+            return self.cuda_memory_bytes or 2**62
+        return min(self.memory_bytes, psutil.virtual_memory().available)
+
+    @cached_property
+    def cuda_memory_bytes(self) -> int | None:
+        """Bytes of the smallest GPU that one job may have; None where no driver tells."""
+        sizes = _memory_of_gpus() if "cuda" in self.queues else []
+        return int(min(sizes) * MEMORY_SHARE) // self.concurrency if sizes else None
+
+    @property
+    def devices(self) -> dict[str, int]:
+        """What one job may use here, as the worker reports it."""
+        found = {"threads": self.threads, "memory_bytes": self.memory_bytes}
+        gpu = self.cuda_memory_bytes
+        return found if gpu is None else found | {"cuda_memory_bytes": gpu}
+
     def data_limit(self, queue: str) -> int | None:
         """Private bytes a job may map. A CUDA driver maps far more than it uses: no limit there."""
         return self.memory_bytes + 2 * GIB if queue == "cpu" else None
@@ -81,6 +105,16 @@ def _memory_of_this_machine() -> int:
     group = Path("/sys/fs/cgroup/memory.max")
     limit = group.read_text().strip() if group.exists() else "max"
     return min(total, int(limit)) if limit.isdigit() else total
+
+
+def _memory_of_gpus() -> list[int]:
+    """Bytes of every GPU, by the driver's own tool: the worker itself never opens a device."""
+    tool = shutil.which("nvidia-smi")
+    if tool is None:
+        return []
+    query = [tool, "--query-gpu=memory.total", "--format=csv,noheader,nounits"]
+    answer = subprocess.run(query, capture_output=True, text=True, timeout=30, check=False)  # noqa: S603 - fixed arguments
+    return [int(line) * 2**20 for line in answer.stdout.split() if line.isdigit()]
 
 
 def _commit(source: Path) -> str | None:

@@ -82,7 +82,7 @@ class Sweeper:
             host=socket.gethostname(),
             queues=shop.queues,
             version=shop.code,
-            devices={"threads": shop.threads, "memory_bytes": shop.memory_bytes},
+            devices=shop.devices,
             draining=self._desk.draining.is_set(),
         )
 

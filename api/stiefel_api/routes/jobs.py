@@ -83,7 +83,7 @@ async def create(
     """
     if dry_run:
         checked = await run_in_threadpool(
-            check, service, caller.tenant, body.spec, device=body.device
+            check, service, caller.tenant, body.spec, device=body.device, admit=False
         )
         return Response(checked.view().model_dump_json(), media_type="application/json")
     trace = request.headers.get("traceparent")

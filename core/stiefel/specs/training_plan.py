@@ -17,17 +17,14 @@ from stiefel.specs.families import layer_table
 from stiefel.specs.fitting import check_task
 from stiefel.specs.header import read_table
 from stiefel.specs.layers import Layer
-from stiefel.specs.networks import Transformers
+from stiefel.specs.networks import Transformers, VisionTransformer
 from stiefel.specs.selecting import PlannedLayer, flat, select_layers
 from stiefel.specs.signature import Signature
 from stiefel.specs.training import TrainingSpec
 from stiefel.specs.training_memory import estimate_memory
 
 #: Stands in for data of unknown shape where only names are asked for; every family accepts it.
-_STAND_INS = {
-    "rnn": Signature("sequence", (8, 1), 2),
-    "vit": Signature("image", (3, 64, 64), 2),
-}
+_STAND_INS = {"rnn": Signature("sequence", (8, 1), 2)}
 _IMAGE = Signature("image", (3, 32, 32), 2)
 
 
@@ -123,7 +120,7 @@ def _table(spec: TrainingSpec, facts: DataFacts) -> list[Layer] | None:
     family = spec.network.family
     if family == "orthogonal_cnn":  # its names depend on where pooling ends
         return None
-    if family == "vit":
+    if isinstance(spec.network, VisionTransformer):
         side = spec.network.patch * 2
         return layer_table(spec.network, Signature("image", (3, side, side), 2))
     return layer_table(spec.network, _STAND_INS.get(family, _IMAGE))

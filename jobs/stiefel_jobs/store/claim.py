@@ -2,10 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import Connection, Row, and_, case, func, insert, or_, select, update
+from sqlalchemy import (
+    Connection,
+    Row,
+    and_,
+    case,
+    func,
+    insert,
+    not_,
+    or_,
+    select,
+    true,
+    update,
+)
 from sqlalchemy.sql.elements import ColumnElement
 
 from stiefel_jobs.database import Database
@@ -28,15 +40,17 @@ def claim(
     queues: Sequence[str],
     lease_s: float = 30.0,
     job_id: str | None = None,
+    memory_bytes: Mapping[str, int] | None = None,
 ) -> Claim | None:
     """Take the next job of ``queues`` for ``lease_s`` seconds, or return None.
 
     The order is priority with ageing, then the tenant with the fewest running jobs, then age. A
     job whose lease has run out is taken over here too, without waiting for the sweeper; its lost
-    attempt is closed and counted first. ``job_id`` narrows the choice to one job.
+    attempt is closed and counted first. ``job_id`` narrows the choice to one job, ``memory_bytes``
+    (by queue) to those that are expected to fit.
     """
     with db.write() as connection:
-        while (row := _candidate(connection, db, queues, job_id)) is not None:
+        while (row := _candidate(connection, db, queues, job_id, memory_bytes)) is not None:
             if row.state != State.QUEUED:
                 # Not queued again: the budget is spent, look for another job.
                 if lose(connection, db, row, ring=False) is not State.QUEUED:
@@ -84,7 +98,11 @@ def _held(job_id: str, fence: int) -> ColumnElement[bool]:
 
 
 def _candidate(
-    connection: Connection, db: Database, queues: Sequence[str], job_id: str | None
+    connection: Connection,
+    db: Database,
+    queues: Sequence[str],
+    job_id: str | None,
+    memory_bytes: Mapping[str, int] | None,
 ) -> Row[Any] | None:
     busy = (
         select(jobs.c.tenant, func.count().label("running"))
@@ -97,6 +115,7 @@ def _candidate(
         .join(busy, busy.c.tenant == jobs.c.tenant, isouter=True)
         .where(
             jobs.c.queue.in_(queues),
+            _fits(memory_bytes),
             or_(jobs.c.deadline_at.is_(None), jobs.c.deadline_at > db.now),
             or_(
                 and_(jobs.c.state == State.QUEUED, jobs.c.not_before <= db.now),
@@ -113,6 +132,14 @@ def _candidate(
     if job_id is not None:
         query = query.where(jobs.c.id == job_id)
     return connection.execute(query).first()
+
+
+def _fits(memory_bytes: Mapping[str, int] | None) -> ColumnElement[bool]:
+    if not memory_bytes:
+        return true()
+    needed = jobs.c.peak_memory_bytes
+    narrow = [and_(jobs.c.queue == queue, needed > limit) for queue, limit in memory_bytes.items()]
+    return or_(needed.is_(None), not_(or_(*narrow)))
 
 
 def _aged(db: Database) -> ColumnElement[int]:

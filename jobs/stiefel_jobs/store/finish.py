@@ -42,10 +42,12 @@ def finish(
     fence: int,
     artifacts: Sequence[NewArtifact],
     result: Mapping[str, Any],
+    keep_checkpoints: bool = False,
 ) -> Job:
     """Commit the results, whose bytes are in the store already: exactly once, or not at all.
 
     The job's ``result`` is ``{"files": {name: {artifact, sha256, bytes, kind}}, **result}``.
+    With ``keep_checkpoints`` the last ones stay as long as those of a failed job.
 
     Raises:
         StaleFenceError: the job has moved on, or ``begin_finalizing`` did not come first.
@@ -55,7 +57,8 @@ def finish(
         if row.state != State.FINALIZING:
             raise StaleFenceError(f"Job {job_id} is {row.state}, not finalizing.")
         files = _insert_artifacts(connection, db, row, artifacts)
-        drop_checkpoints(connection, job_id)
+        if not keep_checkpoints:
+            drop_checkpoints(connection, job_id)
         end_attempt(connection, db, row, reason="succeeded")
         outcome = {"files": files, **result}
         change(connection, db, row, State.SUCCEEDED, result=outcome, reason=None)

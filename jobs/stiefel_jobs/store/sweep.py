@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from sqlalchemy import ColumnElement, Connection, Row, delete, select, update
 
 from stiefel_jobs.database import Database
 from stiefel_jobs.records import SweepReport
-from stiefel_jobs.states import LEASED, State
-from stiefel_jobs.store.attempts import lose
+from stiefel_jobs.settings import GIB
+from stiefel_jobs.states import LEASED, Blame, State
+from stiefel_jobs.store.attempts import give_up, lose
 from stiefel_jobs.store.changes import change
 from stiefel_jobs.store.outbox import SENT_KEPT_S
+from stiefel_jobs.store.workers import largest_share
 from stiefel_jobs.tables import idempotency, jobs, outbox
 
 #: An unsent message this old has been forgotten by whoever should have sent it.
 RING_AGAIN_S = 2.0
+#: So long a job that fits no worker waits for one that it fits.
+LARGER_WORKER_S = 120.0
 _BATCH = 100
 
 Settle = Callable[[Connection, Database, Row[Any]], State]
@@ -26,12 +31,14 @@ def sweep(db: Database) -> SweepReport:
     """Run one sweep. Any number of sweepers may run at once: each job is settled under its lock.
 
     Expired leases: running or finalizing jobs are queued again or, out of attempts, failed;
-    pausing ones are paused, cancelling ones cancelled. Queued jobs past their deadline expire.
+    pausing ones are paused, cancelling ones cancelled. Queued jobs past their deadline expire;
+    those too large for every worker of their queue fail when they have waited long enough.
     ``report.ring`` names the queues to ring; its messages count as sent, for a ring that is lost
     again costs no more than the workers' polling interval.
     """
     settled = _settle(db, (jobs.c.state.in_(LEASED)) & (jobs.c.lease_until < db.now), lose)
     settled += _settle(db, (jobs.c.state == State.QUEUED) & (jobs.c.deadline_at <= db.now), _expire)
+    settled += _refuse_misfits(db)
     ids = {
         state: tuple(job_id for job_id, now in settled if now is state)
         for state in (State.QUEUED, State.FAILED, State.PAUSED, State.CANCELLED, State.EXPIRED)
@@ -63,6 +70,39 @@ def _settle(db: Database, due: ColumnElement[bool], settle: Settle) -> list[tupl
 def _expire(connection: Connection, db: Database, row: Row[Any]) -> State:
     change(connection, db, row, State.EXPIRED, reason="deadline passed")
     return State.EXPIRED
+
+
+def _refuse_misfits(db: Database) -> list[tuple[str, State]]:
+    large = (
+        (jobs.c.state == State.QUEUED)
+        & jobs.c.peak_memory_bytes.is_not(None)
+        & (jobs.c.queued_at <= db.now - LARGER_WORKER_S)
+    )
+    with db.read() as connection:
+        queues = connection.execute(select(jobs.c.queue).where(large).distinct()).scalars().all()
+    settled = []
+    for queue in queues:
+        share = largest_share(db, queue)
+        if share is not None:
+            due = large & (jobs.c.queue == queue) & (jobs.c.peak_memory_bytes > share)
+            settled += _settle(db, due, partial(_refuse, share))
+    return settled
+
+
+def _refuse(share: int, connection: Connection, db: Database, row: Row[Any]) -> State:
+    error = too_large(row.peak_memory_bytes, share)
+    return give_up(connection, db, row, reason=error["code"], blame=Blame.RESOURCE, error=error)
+
+
+def too_large(needed: int, share: int) -> dict[str, str]:
+    """Say that a job fits no worker, with both figures and what can be done."""
+    return {
+        "code": "too_large",
+        "detail": f"The job needs about {needed / GIB:.1f} GiB of memory; the largest worker "
+        f"gives one job {share / GIB:.1f} GiB.",
+        "fix": "Choose a smaller job (batch_size, a smaller network, fewer or smaller tensors), "
+        "or start a larger worker.",
+    }
 
 
 def _tidy(db: Database, requeued: tuple[str, ...]) -> tuple[tuple[str, str], ...]:

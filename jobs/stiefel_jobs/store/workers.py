@@ -12,6 +12,10 @@ from stiefel_jobs.records import Worker
 from stiefel_jobs.store.changes import upsert
 from stiefel_jobs.tables import workers
 
+#: Under which name a worker's ``devices`` tell the bytes that one job of a queue may have.
+MEMORY = "memory_bytes"
+MEMORY_FIELDS = {"cuda": "cuda_memory_bytes"}
+
 
 def report_worker(
     db: Database,
@@ -46,6 +50,17 @@ def list_workers(db: Database, *, seen_within_s: float = 60.0) -> list[Worker]:
     query = select(*columns).where(workers.c.seen_at >= db.now - seen_within_s)
     with db.read() as connection:
         return [Worker(*row) for row in connection.execute(query.order_by(workers.c.id))]
+
+
+def largest_share(db: Database, queue: str) -> int | None:
+    """Return the most memory that one job of ``queue`` may have on any worker heard of lately.
+
+    None where no worker of the queue is known, or one does not say.
+    """
+    field = MEMORY_FIELDS.get(queue, MEMORY)
+    shares = [worker.devices.get(field) for worker in list_workers(db) if queue in worker.queues]
+    known = [share for share in shares if isinstance(share, int)]
+    return max(known) if known and len(known) == len(shares) else None
 
 
 def forget_worker(db: Database, *, worker: str) -> None:
