@@ -29,7 +29,7 @@ _LEADING = (
     "parameters_before",
     "parameters_after",
     "parameters_saved",
-    "parameters_trained",
+    "trainable_share",
     "bytes_before",
     "bytes_after",
     "min_retained_energy",

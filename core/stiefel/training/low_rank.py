@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from stiefel.lowrank.convert import Conversion
 from stiefel.lowrank.export import export, merge
 from stiefel.lowrank.integrator import LowRankIntegrator
-from stiefel.lowrank.oialr import OialrSchedule
+from stiefel.lowrank.oialr import OialrSchedule, trainable_share
 from stiefel.training.session import plain_weights
 from stiefel.training.stepper import base_rates, set_rate
 
@@ -72,6 +72,7 @@ class ScheduleStepper:
 
     def __init__(self, network: nn.Module, schedule: OialrSchedule) -> None:
         self._network, self._schedule = network, schedule
+        self._dense = sum(p.numel() for p in network.parameters())  # nothing is taken apart yet
         self._rates = base_rates(schedule.optimizer)
         self._stability: dict[str, float] = {}
 
@@ -94,9 +95,11 @@ class ScheduleStepper:
         """The schedule counts its own steps."""
 
     def measures(self) -> Mapping[str, float]:
-        """Rank of every layer, and how settled its bases were at their last test."""
+        """Trained share, rank of every layer, how settled its bases were at their last test."""
+        share = {"trainable_share": trainable_share(self._network, self._dense)}
         ranks = {f"rank/{name}": float(rank) for name, rank in self._schedule.ranks.items()}
-        return ranks | {f"stability/{name}": value for name, value in self._stability.items()}
+        stability = {f"stability/{name}": value for name, value in self._stability.items()}
+        return share | ranks | stability
 
     def finish(self) -> None:
         """Nothing is left open between steps."""
