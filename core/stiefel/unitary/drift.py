@@ -8,6 +8,8 @@ so that a fused kernel reads the residual on the way to the products it needs an
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -28,12 +30,18 @@ def restore_columns_(W: Tensor, columns: range) -> Tensor:
 
 
 def restore_before_step_(
-    W: Tensor, a: Tensor, b: Tensor, products: Products | None, columns: range
+    W: Tensor,
+    a: Tensor,
+    b: Tensor,
+    products: Products | None,
+    columns: range,
+    *,
+    restore: Callable[[Tensor, range], Tensor] = restore_columns_,
 ) -> tuple[Tensor, Products | None]:
-    """Like ``restore_columns_``; known products with W as it was become those with the new W."""
+    """Like ``restore``; known products with W as it was become those with the new W."""
     inside = slice(columns.start, columns.stop)
     before = W[..., inside].clone() if products is not None else None
-    residual = restore_columns_(W, columns)
+    residual = restore(W, columns)
     if products is None or before is None:
         return residual, products
     shift = W[..., inside] - before

@@ -15,6 +15,9 @@ from torch import Tensor
 from stiefel.errors import InvalidInputError
 from stiefel.unitary.rank_k_update import Products
 
+# Rank from which Gram matrices are formed in the dtype of the factors, scaled to norm one.
+_EXACT_GRAMS = 32
+
 Approximation = Literal["range", "lsi", "columns"]
 
 
@@ -115,8 +118,14 @@ def truncate(gradient: Gradient, rank: int) -> Gradient:
 def squared_norm(gradient: Gradient) -> Tensor:
     """Return ``||a b^H||_F^2 = tr((a^H a)(b^H b))``, float64, from the k x k Gram matrices."""
     wide = torch.complex128 if gradient.a.is_complex() else torch.float64
-    a, b = gradient.a.to(wide), gradient.b.to(wide)
-    return ((a.mH @ a) * (b.mH @ b).mT).sum((-2, -1)).real
+    a, b = gradient.a, gradient.b
+    if a.shape[-1] < _EXACT_GRAMS:
+        a, b = a.to(wide), b.to(wide)
+        return ((a.mH @ a) * (b.mH @ b).mT).sum((-2, -1)).real
+    scales = [torch.linalg.vector_norm(x, dim=(-2, -1), keepdim=True) for x in (a, b)]
+    a, b = (x / torch.where(s > 0, s, 1.0) for x, s in zip((a, b), scales, strict=True))
+    units = ((a.mH @ a).to(wide) * (b.mH @ b).mT).sum((-2, -1)).real
+    return units * (scales[0].double() * scales[1].double()).square()[..., 0, 0]
 
 
 def scaled(gradient: Gradient, factor: Tensor | float) -> Gradient:

@@ -74,6 +74,16 @@ def step_(
     return torch.from_numpy(residual).mT.reshape(*W.shape[:-2], p, len(columns))
 
 
+def restore_columns_(W: Tensor, columns: range) -> Tensor:
+    """Correct the drift of ``columns`` as ``step_`` does, and take no step."""
+    m, (n, p), r = W.shape[:-2].numel(), W.shape[-2:], len(columns)
+    sweep = _Sweep(W.detach().view(m, n, p).numpy(), columns)
+    residual = sweep.residual()
+    shapes = ((m, 0, n), (m, 0, p), (m, r, 0))
+    sweep.update(_Factors(*(np.empty(shape, sweep.U.dtype) for shape in shapes)), residual)
+    return torch.from_numpy(residual).mT.reshape(*W.shape[:-2], p, r)
+
+
 class _Factors(NamedTuple):
     """The update is ``U + w^T v``; ``shift`` is what the correction of the columns adds to w."""
 

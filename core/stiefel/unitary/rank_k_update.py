@@ -24,6 +24,10 @@ from stiefel.unitary.small_matrices import (
     tangent_core,
 )
 
+# Rank from which Gram matrices are formed in the dtype of the factors: their products then cost as
+# much as the update, and rounding in 2k x 2k entries is no more than that of the update itself.
+_EXACT_GRAMS = 32
+
 Variant = Literal["tangent", "direct", "cayley"]
 
 
@@ -100,8 +104,7 @@ def update_factors(
         return _direct_factors(W, a, b, Wb, Wa, _unbalanced(M, balance).to(W.dtype))
     core = tangent_core if variant == "tangent" else cayley_core
     M = _unbalanced(core(gamma, _skew_form(gamma, k)), balance)
-    left = torch.cat((Wb, a), -1) @ M.to(W.dtype)
-    return Factors(left, torch.cat((b, Wa), -1).mH)
+    return Factors(_beside(Wb, a) @ M.to(W.dtype), _beside(b, Wa).mH)
 
 
 def generator_factors(W: Tensor, F: Tensor, K: Tensor, *, variant: Variant = "tangent") -> Factors:
@@ -199,16 +202,17 @@ def _balanced_gram(
     size 1. ``of_steps`` asks for the Gram of F = [c W b, a / c], which shares all blocks but
     the last (equal where W is square).
     """
-    wide = _wide(a.dtype)
-    A, B, C = a.to(wide), b.to(wide), Wa.to(wide)
-    norm_a, norm_b = torch.linalg.matrix_norm(A), torch.linalg.matrix_norm(B)
+    k, wide = a.shape[-1], _wide(a.dtype)
+    of_products = wide if k < _EXACT_GRAMS else a.dtype
+    A, B, C = a.to(of_products), b.to(of_products), Wa.to(of_products)
+    norm_a, norm_b = (torch.linalg.matrix_norm(x).double() for x in (A, B))
     moves = (norm_a > 0) & (norm_b > 0)
-    c = torch.where(moves, norm_a / norm_b, 1.0).sqrt()[..., None, None].to(wide)
+    c = torch.where(moves, norm_a / norm_b, 1.0).sqrt()[..., None, None].to(of_products)
     B, C, A = B * c, C / c, A / c
-    cross, gram_a = B.mH @ C, A.mH @ A
-    upper = torch.cat((B.mH @ B, cross), -1)
-    lower = torch.cat((cross.mH, gram_a if of_steps else C.mH @ C), -1)
-    k = a.shape[-1]
+    c = c.to(wide)
+    cross, gram_a = (B.mH @ C).to(wide), (A.mH @ A).to(wide)
+    upper = torch.cat(((B.mH @ B).to(wide), cross), -1)
+    lower = torch.cat((cross.mH, gram_a if of_steps else (C.mH @ C).to(wide)), -1)
     balance = torch.cat((c.expand(*c.shape[:-1], k), (1 / c).expand(*c.shape[:-1], k)), -1)
     return torch.cat((upper, lower), -2), gram_a, balance
 
@@ -235,10 +239,15 @@ def _direct_form(gram_a: Tensor) -> Tensor:
 def _direct_factors(W: Tensor, a: Tensor, b: Tensor, Wb: Tensor, Wa: Tensor, M: Tensor) -> Factors:
     """Return the factors of ``(W + a b^H)(I + B M B^H) - W``."""
     WWa = a if W.shape[-1] == W.shape[-2] else skinny_products(W, a, Wa).Wb
-    B = torch.cat((b, Wa), -1)
-    moved = torch.cat((Wb, WWa), -1) + a @ (b.mH @ B)
-    padded = torch.cat((a, torch.zeros_like(a)), -1)
+    B = _beside(b, Wa)
+    moved = _beside(Wb, WWa) + a @ (b.mH @ B)
+    padded = _beside(a, torch.zeros_like(a))
     return Factors(moved @ M + padded, B.mH)
+
+
+def _beside(x: Tensor, y: Tensor) -> Tensor:
+    """Return ``[x, y]``, stored by columns as skinny factors are."""
+    return torch.cat((x.mT, y.mT), -2).mT
 
 
 def _flat(x: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from stiefel.unitary import kernels_cpu, kernels_cuda
-from stiefel.unitary.drift import restore_before_step_
+from stiefel.unitary.drift import restore_before_step_, restore_columns_
 from stiefel.unitary.rank_k_update import Products, Variant, check_step, rank_k_update_
 
 
@@ -39,6 +39,8 @@ def step_(
         return kernels_cuda.step_(W, a, b, variant=variant, products=products, columns=columns)
     residual = None
     if columns:
-        residual, products = restore_before_step_(W, a, b, products, columns)
+        fused = kernels_cpu.supports(W, 1)
+        restore = kernels_cpu.restore_columns_ if fused else restore_columns_
+        residual, products = restore_before_step_(W, a, b, products, columns, restore=restore)
     rank_k_update_(W, a, b, variant=variant, products=products)
     return residual

@@ -79,6 +79,16 @@ def test_fused_drift_control_equals_eager(
         assert float((moved - expected).abs().max()) < TOLERANCE[dtype]
 
 
+@pytest.mark.parametrize("dtype", ALL)
+def test_fused_drift_control_without_a_step(draw: Any, dtype: torch.dtype) -> None:
+    W = draw.frame(2, 41, 30, dtype=dtype) + 1e-3 * draw.normal(2, 41, 30, dtype=dtype)
+    eager, fused = W.clone(), W.clone()
+    residual = restore_columns_(eager, range(3, 5))
+    difference = kernels_cpu.restore_columns_(fused, range(3, 5)) - residual
+    assert float(difference.abs().max()) < TOLERANCE[dtype]
+    assert float((fused - eager).abs().max()) < TOLERANCE[dtype]
+
+
 @pytest.mark.parametrize("columns", [range(0, 1), range(3, 7)])
 def test_eager_drift_control_keeps_known_products_true(draw: Any, columns: range) -> None:
     W = draw.frame(41, 30) + 1e-3 * draw.normal(41, 30)
