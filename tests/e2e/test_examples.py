@@ -38,6 +38,14 @@ def test_the_example_of_each_method_runs(method: str, embedded_stack, tmp_path: 
     }
 
 
+def test_the_example_of_a_sweep_prints_its_table(embedded_stack, tmp_path: Path) -> None:
+    env = embedded_stack.environment() | {"STIEFEL_API_KEY": embedded_stack.key}
+    told = run("sweep.py", "--epochs", 1, "--output", tmp_path, env=env)
+    assert "6 jobs: 6 succeeded." in told
+    assert "| train.dense |" in (tmp_path / "table.md").read_text()
+    assert len((tmp_path / "table.csv").read_text().splitlines()) == 1 + 6 + 2 * 3
+
+
 def test_an_example_brings_its_own_service_where_none_answers(tmp_path: Path, stackless) -> None:
     told = run("project_unitary.py", "--epochs", 3, env=stackless)
     assert "verified: True" in told
