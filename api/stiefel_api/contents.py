@@ -14,7 +14,7 @@ from starlette.responses import Response
 
 from stiefel_api.problems import Problem
 from stiefel_api.service import Service
-from stiefel_jobs.records import Artifact
+from stiefel_jobs.records import Artifact, StateFile
 
 _RANGE = re.compile(r"bytes=\s*(\d{0,19})\s*-\s*(\d{0,19})\s*")
 _TYPES = {
@@ -64,6 +64,40 @@ async def send(service: Service, request: Request, artifact: Artifact, *, direct
     return StreamingResponse(body, status, headers=headers, media_type=media_type)
 
 
+async def send_state(
+    service: Service, request: Request, file: StateFile, *, tenant: str, direct: bool
+) -> Response:
+    """Answer a request for a state file; one that grew in pieces is sent whole, piece by piece."""
+    name = file.path.rpartition("/")[2]
+    if len(file.segments) == 1:
+        whole = Artifact(
+            id=name,
+            tenant=tenant,
+            kind="state",
+            name=name,
+            sha256=file.segments[0].sha256,
+            size=file.size,
+            job_id=None,
+            meta={},
+            created_at=0.0,
+            expires_at=None,
+        )
+        return await send(service, request, whole, direct=direct)
+    headers = {"Content-Length": str(file.size), "Content-Disposition": _attachment(name)}
+    if request.method == "HEAD":
+        return Response(headers=headers, media_type="application/octet-stream")
+    body = _pieces(service, tenant, file)
+    return StreamingResponse(body, headers=headers, media_type="application/octet-stream")
+
+
+async def _pieces(service: Service, tenant: str, file: StateFile) -> AsyncIterator[bytes]:
+    for piece in file.segments:
+        async for chunk in await service.blobs.open_range_async(
+            tenant, piece.sha256, 0, piece.size
+        ):
+            yield chunk
+
+
 async def _open(service: Service, artifact: Artifact, start: int, end: int) -> AsyncIterator[bytes]:
     try:
         return await service.blobs.open_range_async(artifact.tenant, artifact.sha256, start, end)
@@ -78,16 +112,19 @@ async def _open(service: Service, artifact: Artifact, start: int, end: int) -> A
 
 def _headers(artifact: Artifact) -> dict[str, str]:
     digest = base64.b64encode(bytes.fromhex(artifact.sha256)).decode()
-    fallback = re.sub(r'[^\x20-\x7e]|["\\%]', "_", artifact.name)
-    name = f"filename=\"{fallback}\"; filename*=UTF-8''{quote(artifact.name, safe='')}"
     return {
         "ETag": f'"{artifact.sha256}"',
         "Repr-Digest": f"sha-256=:{digest}:",
         "Accept-Ranges": "bytes",
-        "Content-Disposition": f"attachment; {name}",
+        "Content-Disposition": _attachment(artifact.name),
         # The id names these bytes for ever; but they are someone's, so no shared cache.
         "Cache-Control": "private, max-age=31536000, immutable",
     }
+
+
+def _attachment(name: str) -> str:
+    fallback = re.sub(r'[^\x20-\x7e]|["\\%]', "_", name)
+    return f"attachment; filename=\"{fallback}\"; filename*=UTF-8''{quote(name, safe='')}"
 
 
 def _matches(header: str | None, etag: str) -> bool:

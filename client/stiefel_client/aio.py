@@ -21,6 +21,7 @@ import httpx
 from stiefel_client import calls, transfers
 from stiefel_client.async_batches import AsyncBatches
 from stiefel_client.calls import Call
+from stiefel_client.checkpoint_files import download_checkpoint
 from stiefel_client.errors import ServerError, error_from
 from stiefel_client.locate import find_service
 from stiefel_client.models import Artifact, Event, Job, Method, Page, Plan
@@ -215,6 +216,21 @@ class AsyncJobs:
         return await self._client.in_thread(
             lambda transport: transfers.download_job(
                 transport, job, Path(folder), on_bytes=on_bytes
+            )
+        )
+
+    async def download_checkpoint(
+        self,
+        job_id: str,
+        folder: str | Path,
+        *,
+        number: int | None = None,
+        on_bytes: OnBytes | None = None,
+    ) -> builtins.list[Path]:
+        """Fetch a checkpoint's files; see ``Jobs.download_checkpoint``."""
+        return await self._client.in_thread(
+            lambda transport: download_checkpoint(
+                transport, job_id, Path(folder), number=number, on_bytes=on_bytes
             )
         )
 

@@ -14,7 +14,7 @@ from urllib.parse import quote
 
 import httpx
 
-from stiefel_client.models import Artifact, Event, Job, Method, Page, Plan, Upload
+from stiefel_client.models import Artifact, Checkpoint, Event, Job, Method, Page, Plan, Upload
 from stiefel_client.retries import retry_after
 from stiefel_client.sse import STREAM_TYPE
 
@@ -153,6 +153,11 @@ def get_json(path: str) -> Call[Any]:
 def job_part(job_id: str, part: str) -> Call[Any]:
     """``metrics``, ``attempts`` or ``checkpoints`` of a job as plain JSON."""
     return get_json(f"{_job(job_id)}/{part}")
+
+
+def list_checkpoints(job_id: str) -> Call[Page[Checkpoint]]:
+    """The checkpoints that are kept, oldest first."""
+    return Call("GET", f"{_job(job_id)}/checkpoints", reader(Page[Checkpoint]))
 
 
 def job_file(job_id: str, name: str) -> str:

@@ -21,6 +21,7 @@ import httpx
 
 from stiefel_client import calls, transfers
 from stiefel_client.batches import Batches
+from stiefel_client.checkpoint_files import download_checkpoint
 from stiefel_client.errors import ServerError
 from stiefel_client.models import Artifact, Event, Job, Method, Page, Plan
 from stiefel_client.retries import RetryPolicy
@@ -198,6 +199,29 @@ class Jobs:
             TransferError: the job has no files, or bytes with another sha256 came.
         """
         return transfers.download_job(self._client, job, Path(folder), on_bytes=on_bytes)
+
+    def download_checkpoint(
+        self,
+        job_id: str,
+        folder: str | Path,
+        *,
+        number: int | None = None,
+        on_bytes: OnBytes | None = None,
+    ) -> builtins.list[Path]:
+        """Fetch a checkpoint's files into ``folder``, of a job in any state.
+
+        Args:
+            job_id: whose checkpoint; a training job's holds the newest weights and the best.
+            folder: made where it is missing.
+            number: which one; the newest by default.
+            on_bytes: told of bytes done and of all bytes.
+
+        Raises:
+            TransferError: there is no such checkpoint, or bytes with another sha256 came.
+        """
+        return download_checkpoint(
+            self._client, job_id, Path(folder), number=number, on_bytes=on_bytes
+        )
 
 
 class Uploads:

@@ -185,6 +185,8 @@ class Plan(View):
     tensors_selected: Any = None
     tensors_skipped: Any = None
     output_bytes: int | None = None
+    peak_memory_bytes: int | None = None
+    training: Any = None
     warnings: list[str] = Field(default_factory=list)
 
 
@@ -212,6 +214,26 @@ class Artifact(View):
     kind: str | None = None
     created_at: datetime | None = None
     expires_at: datetime | None = None
+
+
+class CheckpointFile(View):
+    """One file of a checkpoint; without a digest where it is stored in several pieces."""
+
+    name: str
+    bytes: int
+    url: str
+    sha256: str | None = None
+
+
+class Checkpoint(View):
+    """Where a job can go on, and the files of it."""
+
+    number: int
+    step: int
+    bytes: int | None = None
+    attempt: int | None = None
+    created_at: datetime | None = None
+    files: list[CheckpointFile] = Field(default_factory=list)
 
 
 class UploadPart(View):

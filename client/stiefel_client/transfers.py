@@ -186,7 +186,7 @@ def download_job(
             if on_bytes:
                 on_bytes(base + done, whole)
 
-        target = folder / _safe_name(name)
+        target = folder / plain_name(name)
         source = calls.job_file(job.id, name)
         paths.append(download(client, source, target, sha256=file.sha256, on_bytes=count))
         before += file.bytes
@@ -289,7 +289,7 @@ def _finish(part: Path, target: Path, sha256: str) -> None:
     part.replace(target)
 
 
-def _safe_name(name: str) -> str:
+def plain_name(name: str) -> str:
     """A file name from the service as a plain name: it must not lead out of the folder."""
     if name in ("", ".", "..") or "/" in name or "\\" in name or "\0" in name:
         raise TransferError(f"the service named a file {name!r}, which is no plain name")

@@ -4,12 +4,14 @@ import sys
 from collections.abc import Iterator
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 
 from stacks import Stack, distributed, embedded
+from trainings import uploaded_digits
 
 from postgres_server import postgres_server
 from s3_server import S3Server
@@ -59,6 +61,12 @@ def local(embedded_stack: Stack) -> Iterator[Stiefel]:
     """A client of the embedded service, for what does not depend on the kind."""
     with embedded_stack.client() as connected:
         yield connected
+
+
+@pytest.fixture
+def digits(local: Stiefel, tmp_path: Path) -> dict[str, Any]:
+    """Digits as the data of a training job on the embedded service."""
+    return uploaded_digits(local, tmp_path)
 
 
 @pytest.fixture(autouse=True)

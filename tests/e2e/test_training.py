@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import io
 import json
 import random
 import time
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import psutil
 import pytest
 from safetensors.torch import load_file
-from sklearn.datasets import load_digits
+from trainings import training
 
 from stiefel_client import Job, Stiefel
 from stiefel_client.verify import verify
@@ -26,31 +24,6 @@ TINY_VIT = {
     "intermediate_size": 32,
     "patch_size": 4,
 }
-
-
-@pytest.fixture
-def digits(local: Stiefel, tmp_path: Path) -> dict[str, Any]:
-    """The spec's data: digits as an uploaded `.npz`."""
-    found = load_digits()
-    buffer = io.BytesIO()
-    np.savez(buffer, x=found.images.astype(np.float32), y=found.target)
-    (tmp_path / "digits.npz").write_bytes(buffer.getvalue())
-    artifact = local.uploads.upload(tmp_path / "digits.npz")
-    return {"kind": "arrays", "train": artifact.id, "input": "x", "label": "y"}
-
-
-def training(data: dict[str, Any], **changes: Any) -> dict[str, Any]:
-    network = {"family": "mlp", "hidden": [32, 32], "normalisation": "batch", "dropout": 0.1}
-    return {
-        "method": "train.dense",
-        "network": network,
-        "data": data,
-        "batch_size": 32,
-        "epochs": 20,
-        "log_every": 100,
-        "checkpoint_every": 20,
-        "device": "cpu",
-    } | changes
 
 
 def done(client: Stiefel, job: Job) -> Job:
@@ -147,14 +120,3 @@ def test_a_transformers_network_comes_back_with_from_pretrained(
     assert "test_accuracy" in card
     totals = json.loads((out / "report.json").read_text())["totals"]
     assert totals["steps"] == 50
-
-
-def test_what_cannot_be_trained_is_refused_with_its_place(
-    local: Stiefel, digits: dict[str, Any]
-) -> None:
-    wrong = digits | {"label": "z"}
-    job = local.jobs.wait(local.jobs.submit(training(wrong)).id, timeout=60)
-    assert job.status == "failed"
-    assert job.error is not None
-    assert (job.error.blame, job.error.field) == ("user", "/data/train")
-    assert 'no array "z"' in (job.error.detail or "")

@@ -87,8 +87,10 @@ class Lease:
             lambda: ends.begin_finalizing(self._db, job_id=self._job_id, fence=self._fence)
         )
 
-    def finish(self, artifacts: Sequence[NewArtifact], result: Mapping[str, Any]) -> None:
-        """Commit the results."""
+    def finish(
+        self, artifacts: Sequence[NewArtifact], result: Mapping[str, Any], *, keep: bool
+    ) -> None:
+        """Commit the results; ``keep`` the last checkpoints beside them."""
         patiently(
             lambda: ends.finish(
                 self._db,
@@ -96,6 +98,7 @@ class Lease:
                 fence=self._fence,
                 artifacts=artifacts,
                 result=result,
+                keep_checkpoints=keep,
             )
         )
 

@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 
 from sqlalchemy.exc import DBAPIError
 
+from stiefel.specs import SPECS
 from stiefel_jobs.errors import StaleFenceError
 from stiefel_jobs.records import Claim, NewEvent
 from stiefel_jobs.states import State
@@ -233,6 +234,7 @@ class Supervisor:
         if last is not None and last["type"] == "finished":
             return self._commit(last)
         if last is not None and last["type"] == "failed":
+            self._settle()  # the last good checkpoint is what the caller has left
             return self.fail(endings.reported(last))
         if self._goal is not None:
             return self._release()
@@ -242,10 +244,14 @@ class Supervisor:
         death = endings.death(child.exit_code, child.peak_bytes, limit, for_memory=for_memory)
         return self.fail(death)
 
-    def _release(self) -> str:
-        """Hand the job back where the wish sends it, with its newest checkpoint durable."""
+    def _settle(self) -> None:
+        """Wait until the newest checkpoint is durable, unless nobody wants it."""
         while self._goal is not State.CANCELLED and not self._checkpoints.settled:
             self._tick()
+
+    def _release(self) -> str:
+        """Hand the job back where the wish sends it, with its newest checkpoint durable."""
+        self._settle()
         goal = self._goal
         assert goal is not None
         reason = "drained" if goal is State.QUEUED else f"{goal} on request"
@@ -262,7 +268,9 @@ class Supervisor:
         except (KeyError, TypeError, UnsafePathError, FileNotFoundError) as error:
             log.warning("job %s: bad delivery: %r", self._claim.job_id, error)
             return self.fail(endings.nonsense())
-        self._lease.finish(artifacts, {"metrics": last["metrics"]})
+        spec = SPECS.get(self._claim.method)
+        keep = spec is not None and spec.keeps_checkpoints
+        self._lease.finish(artifacts, {"metrics": last["metrics"]}, keep=keep)
         return "succeeded"
 
     def fail(self, failure: Failure) -> str:

@@ -154,6 +154,7 @@ def attempts(job_id: JobId, service: ServiceDep, caller: JobReader) -> Page[Atte
     summary="Read a job's checkpoints",
 )
 def checkpoints(job_id: JobId, service: ServiceDep, caller: JobReader) -> Page[CheckpointView]:
-    """Where the job would continue."""
+    """Where the job would continue, oldest first, and the files of each."""
     found = queries.checkpoints(service.db, tenant=caller.tenant, job_id=job_id)
-    return Page(data=[CheckpointView.of(item) for item in found], has_more=False, next=None)
+    views = [CheckpointView.of(item, job_id=job_id) for item in found]
+    return Page(data=views, has_more=False, next=None)

@@ -50,6 +50,55 @@ async def file(
     return await contents.send(service, request, artifact, direct=wanted)
 
 
+@router.get(
+    "/{job_id}/checkpoints/{number}/files/{name:path}",
+    response_class=Response,
+    responses={**CONTENT, **problems(404, 416)},
+    summary="Download a file of a checkpoint",
+)
+@router.head("/{job_id}/checkpoints/{number}/files/{name:path}", include_in_schema=False)
+async def checkpoint_file(
+    job_id: JobId,
+    number: Annotated[int, Path(ge=1, le=2**31 - 1, description="Of the list.", examples=[7])],
+    name: Annotated[
+        str,
+        Path(description="File name.", examples=["step-000000980.weights.safetensors"]),
+    ],
+    request: Request,
+    service: ServiceDep,
+    caller: ArtifactReader,
+    direct: Direct = None,
+) -> Response:
+    """Send a state file as it was at that checkpoint, while the job runs and after its end."""
+    found = await run_in_threadpool(
+        queries.checkpoints, service.db, tenant=caller.tenant, job_id=job_id
+    )
+    files = {file.path: file for item in found if item.number == number for file in item.files}
+    if name not in files:
+        raise _no_checkpoint_file([item.number for item in found], number, name, sorted(files))
+    wanted = service.settings.direct_downloads if direct is None else direct
+    return await contents.send_state(
+        service, request, files[name], tenant=caller.tenant, direct=wanted
+    )
+
+
+def _no_checkpoint_file(kept: list[int], number: int, name: str, files: list[str]) -> Problem:
+    if number not in kept:
+        listed = ", ".join(map(str, kept)) or "none"
+        return Problem(
+            404,
+            "checkpoint_not_found",
+            f"There is no checkpoint {number}; older ones are dropped as new ones come.",
+            fix=f"Kept are: {listed}. Look again with GET /v1/jobs/{{id}}/checkpoints.",
+        )
+    return Problem(
+        404,
+        "file_not_found",
+        f"Checkpoint {number} has no file {name[:100]!r}.",
+        fix=f"Its files are: {', '.join(files[:20])}.",
+    )
+
+
 def _no_file(job: Job, name: str, files: list[str]) -> Problem:
     if files:
         fix = f"Its files are: {', '.join(files)}."

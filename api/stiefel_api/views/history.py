@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from datetime import datetime
 from typing import Any, Self
+from urllib.parse import quote
 
 from pydantic import Field
 
-from stiefel_api.views.base import TIME_EXAMPLE, View, known_moment, moment
+from stiefel_api.views.base import JOB_EXAMPLE, TIME_EXAMPLE, View, known_moment, moment
 from stiefel_jobs.records import Attempt, Checkpoint, Event, Point
 
 
@@ -70,6 +71,24 @@ class AttemptView(View):
         )
 
 
+class CheckpointFileView(View):
+    """One file of a checkpoint."""
+
+    name: str = Field(
+        description="Its path in the run's state folder.",
+        examples=["step-000000980.weights.safetensors"],
+    )
+    bytes: int = Field(description="Its size.", examples=[3138048])
+    sha256: str | None = Field(
+        description="Digest of its bytes; null where it is stored in several pieces.",
+        examples=["9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08"],
+    )
+    url: str = Field(
+        description="Where its bytes are.",
+        examples=[f"/v1/jobs/{JOB_EXAMPLE}/checkpoints/7/files/step-000000980.weights.safetensors"],
+    )
+
+
 class CheckpointView(View):
     """Where a job can continue."""
 
@@ -78,16 +97,28 @@ class CheckpointView(View):
     attempt: int = Field(description="The attempt that made it.", examples=[1])
     bytes: int = Field(description="Size of the state.", examples=[5712306176])
     created_at: datetime = Field(description="When it was made.", examples=[TIME_EXAMPLE])
+    files: list[CheckpointFileView] = Field(description="What it consists of.")
 
     @classmethod
-    def of(cls, checkpoint: Checkpoint) -> Self:
+    def of(cls, checkpoint: Checkpoint, *, job_id: str) -> Self:
         """Show a record of the store."""
+        base = f"/v1/jobs/{job_id}/checkpoints/{checkpoint.number}/files"
+        files = [
+            CheckpointFileView(
+                name=file.path,
+                bytes=file.size,
+                sha256=file.segments[0].sha256 if len(file.segments) == 1 else None,
+                url=f"{base}/{quote(file.path)}",
+            )
+            for file in checkpoint.files
+        ]
         return cls(
             number=checkpoint.number,
             step=checkpoint.step,
             attempt=checkpoint.attempt,
             bytes=checkpoint.size,
             created_at=known_moment(checkpoint.created_at),
+            files=files,
         )
 
 

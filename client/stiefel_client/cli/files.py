@@ -1,4 +1,4 @@
-"""Commands about results and what is on offer: download, verify, methods, keys."""
+"""Commands about results and what is on offer: download, checkpoints, verify, methods, keys."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import typer
 
 from stiefel_client import calls
 from stiefel_client.cli.follow import fetch
-from stiefel_client.cli.options import EXIT_FAILED, Json, Key, Url
+from stiefel_client.cli.options import EXIT_FAILED, JobId, Json, Key, Url
 from stiefel_client.cli.show import byte_bar, err, out, print_json, table
 from stiefel_client.client import Stiefel
 from stiefel_client.verify import Claim, TensorCheck, Verification
@@ -20,7 +20,7 @@ keys_app = typer.Typer(help="Make, list and revoke API keys.", no_args_is_help=T
 
 def register(app: typer.Typer) -> None:
     """Add the commands to the application."""
-    for command in (download, verify, methods):
+    for command in (download, checkpoints, verify, methods):
         app.command()(command)
     app.add_typer(keys_app, name="keys")
 
@@ -52,6 +52,41 @@ def _fetch_artifact(client: Stiefel, artifact_id: str, target: Path, *, quiet: b
     path = target / Path(artifact.name or artifact.id).name if target.is_dir() else target
     with byte_bar(path.name, quiet=quiet) as on_bytes:
         return client.artifacts.download(artifact, path, on_bytes=on_bytes)
+
+
+def checkpoints(
+    job: JobId,
+    target: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Fetch one into this folder.")
+    ] = None,
+    number: Annotated[
+        int | None, typer.Option(min=1, help="Which one to fetch; default the newest.")
+    ] = None,
+    url: Url = None,
+    key: Key = None,
+    json: Json = False,
+) -> None:
+    """List the checkpoints of a job in any state, or fetch one."""
+    with Stiefel(url, key) as client:
+        if target is None:
+            _list_checkpoints(client, job, json=json)
+            return
+        with byte_bar("checkpoint", quiet=json) as on_bytes:
+            paths = client.jobs.download_checkpoint(job, target, number=number, on_bytes=on_bytes)
+    if json:
+        print_json([str(path) for path in paths])
+    else:
+        for path in paths:
+            out.print(str(path), markup=False)
+
+
+def _list_checkpoints(client: Stiefel, job_id: str, *, json: bool) -> None:
+    found = client.call(calls.list_checkpoints(job_id)).data
+    if json:
+        print_json(found)
+        return
+    rows = [(str(c.number), str(c.step), f"{c.bytes or 0:,}", str(len(c.files))) for c in found]
+    out.print(table(("number", "step", "bytes", "files"), rows))
 
 
 def verify(

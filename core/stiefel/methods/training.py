@@ -31,6 +31,8 @@ NAMES = {dtype: name for name, dtype in TORCH.items()} | {
     torch.bool: "BOOL",
 }
 
+BEST = "best.safetensors"
+
 S = TypeVar("S", bound=TrainingSpec)
 
 
@@ -42,34 +44,60 @@ def run_training(spec: S, run: Run, constraint: Constraint[S]) -> Outcome:
     if spec.devices > 1 and not dist.is_initialized():
         return run_in_several(spec, run)
     trained = train(spec, run, constraint)
-    if not trained.loop.world.first:
+    first = trained.loop.world.first
+    written = _Written(run.state)
+    metrics: dict[str, float | int | str] = {}
+    documents: list[Delivery] = []
+    if first:
+        for name, tensors in trained.exports.items():
+            written.add(name, tensors)
+        metrics = _metrics(trained)
+        documents = _documents(spec, run, trained, metrics)
+    if spec.deliver == "last":  # every process goes back, once the first has written the end
+        best = trained.best()
+        if first:
+            written.add(BEST, best)
+    if not first:
         return Outcome(())
-    files: dict[str, Any] = {}
-    rows: list[dict[str, Any]] = []
-    deliveries = []
-    for name, tensors in trained.exports.items():
-        delivery, facts, certified = _weights(run.state, name, tensors)
-        deliveries.append(delivery)
-        files[name] = facts
-        rows += certified
-    metrics = _metrics(trained)
-    report = _report(spec, trained, metrics)
     certificate = {
         "format": "stiefel-certificate/1",
-        "files": files,
+        "files": written.files,
         "lineage": _lineage(spec, run),
-        "tensors": rows,
+        "tensors": written.rows,
     }
-    deliveries += [
-        _json(run.state, "report.json", report),
-        _json(run.state, "certificate.json", certificate),
+    documents.append(_json(run.state, "certificate.json", certificate))
+    return Outcome([*written.deliveries, *documents], metrics)
+
+
+def _documents(
+    spec: TrainingSpec, run: Run, trained: Trained, metrics: Mapping[str, Any]
+) -> list[Delivery]:
+    """Report, card, curves and, for `transformers`, the config."""
+    documents = [
+        _json(run.state, "report.json", _report(spec, trained, metrics)),
         _text(run.state, "README.md", model_card(spec, trained, metrics)),
         *_curves(run.state, trained),
     ]
     if isinstance(trained.network, HuggingFaceNetwork):
         config = trained.network.inner.config.to_dict()  # type: ignore[union-attr, operator]
-        deliveries.append(_json(run.state, "config.json", config))
-    return Outcome(deliveries, metrics)
+        documents.append(_json(run.state, "config.json", config))
+    return documents
+
+
+class _Written:
+    """The safetensors files of a run as they are written, and what its certificate says of them."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self.files: dict[str, Any] = {}
+        self.rows: list[dict[str, Any]] = []
+        self.deliveries: list[Delivery] = []
+
+    def add(self, name: str, tensors: Mapping[str, Tensor]) -> None:
+        """Write one file."""
+        delivery, self.files[name], rows = _weights(self._folder, name, tensors)
+        self.deliveries.append(delivery)
+        self.rows += rows
 
 
 def _weights(
@@ -125,6 +153,7 @@ def _metrics(trained: Trained) -> dict[str, float | int | str]:
         "steps": loop.position.step,
         "epochs": loop.position.epoch,
         "best_step": loop.best.step,
+        "best_test_loss": loop.best.loss,
         "parameters_before": trained.parameters_before,
         "parameters_after": after,
         "parameters_saved": 1.0 - after / trained.parameters_before,
@@ -169,7 +198,8 @@ def model_card(spec: TrainingSpec, trained: Trained, metrics: Mapping[str, Any])
         "|---|---|",
         *(f"| {name} | {_figure(value)} |" for name, value in metrics.items()),
         "",
-        "`model.safetensors` holds dense weights for the architecture as the spec names it;",
+        "`model.safetensors` holds dense weights for the architecture as the spec names it, of the "
+        f"{spec.deliver} step; `best.safetensors`, where present, those of the best evaluation;",
         "`model.factored.safetensors`, where present, holds the factors that were trained.",
         "`certificate.json` lists the digest of every tensor; `stiefel verify` checks it offline.",
         "",

@@ -45,6 +45,8 @@ class MethodSpec(BaseModel):
     seed: int = Field(default=0, ge=0, le=2**63 - 1, description="Seed of every random draw.")
 
     summary: ClassVar[str] = ""
+    #: Whether checkpoints are of use once the job has succeeded, and stay downloadable.
+    keeps_checkpoints: ClassVar[bool] = False
 
     @classmethod
     def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:

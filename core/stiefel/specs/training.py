@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -40,6 +40,8 @@ class Schedule(BaseModel):
 class TrainingSpec(MethodSpec):
     """Network, data, optimizer and the rhythm of evaluation and checkpoints."""
 
+    keeps_checkpoints: ClassVar[bool] = True
+
     network: AnyNetwork
     data: AnyData
     weights: ArtifactId | None = Field(
@@ -62,6 +64,11 @@ class TrainingSpec(MethodSpec):
     )
     checkpoint_every: Count | None = Field(
         default=None, description="Steps between checkpoints; by default one per epoch"
+    )
+    deliver: Literal["last", "best"] = Field(
+        default="last",
+        description="Which weights model.safetensors holds; with last, the best are delivered "
+        "beside them as best.safetensors",
     )
     keep_checkpoints: Annotated[int, Field(ge=1, le=100)] = 2
 

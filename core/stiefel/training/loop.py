@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -246,9 +245,16 @@ class Loop:
         self.best = Best(**run["best"])
         self._losses = [loss.to(self.world.device) for loss in run["losses"]]
 
-    def best_weights(self) -> dict[str, Any]:
-        """The network's weights at the best evaluation, whose checkpoint is always kept."""
-        return self._snapshots.load(self.best.step)[0]
+    def return_to_best(self) -> Evaluation:
+        """Put the network back to its best evaluation, whose checkpoint is always kept; evaluate.
+
+        Training is over: the run as a whole does not go back. Every process must take part.
+        """
+        weights, run = self._snapshots.load(self.best.step)
+        self.network.load_state_dict(weights)
+        self.stepper.load_state_dict(run["stepper"])
+        self.stepper.finish()
+        return self._evaluation()
 
 
 def _not_finite(what: str, step: int, tensor: str | None = None) -> InvalidInputError:

@@ -52,9 +52,15 @@ class Trained:
     network: nn.Module
     evaluation: Evaluation
     loop: Loop
+    constraint: Constraint[Any]
     exports: dict[str, dict[str, Tensor]]
     layers: list[dict[str, Any]]
     parameters_before: int
+
+    def best(self) -> dict[str, Tensor]:
+        """The dense weights of the best evaluation; the network is that one from now on."""
+        self.loop.return_to_best()
+        return self.constraint.exports(self.network)["model.safetensors"]
 
     def smallest(self) -> dict[str, Tensor]:
         """The export that stores the fewest numbers."""
@@ -82,8 +88,10 @@ def train(spec: S, run: Run, constraint: Constraint[S]) -> Trained:
         stepper = constraint.attach(network, spec, steps=min(steps, spec.max_steps or steps))
         loop = Loop(spec, network, dataset, stepper, run, world)
         evaluation = loop.train()
+        if spec.deliver == "best":
+            evaluation = loop.return_to_best()
         exports, layers = constraint.exports(network), constraint.layers(network)
-        return Trained(network, evaluation, loop, exports, layers, parameters)
+        return Trained(network, evaluation, loop, constraint, exports, layers, parameters)
 
 
 def choose_device(spec: TrainingSpec) -> torch.device:

@@ -8,6 +8,7 @@ place, goes into its metadata. Nothing is executed on loading.
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,17 +30,34 @@ def save_tree(path: Path, tree: Any) -> None:
     save_file(tensors, path, metadata={"tree": json.dumps(skeleton)})
 
 
+def save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Write ``tensors`` under their own names: a plain safetensors file, bit for bit."""
+    # Copies, because tensors that share memory (tied weights) cannot be written otherwise.
+    own = {name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()}
+    save_file(own, path, metadata={"format": "pt"})
+
+
 def load_tree(path: Path) -> Any:
     """Read what :func:`save_tree` wrote; tensors are on the CPU.
 
     Bytes beyond the end that the header states are of an attempt that died, and are ignored.
     """
+    metadata, tensors = _load(path)
+    return _unpack(json.loads(metadata["tree"]), tensors)
+
+
+def load_tensors(path: Path) -> dict[str, Tensor]:
+    """Read what :func:`save_tensors` wrote, in the same way."""
+    return _load(path)[1]
+
+
+def _load(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
     content = path.read_bytes()
     start = 8 + int.from_bytes(content[:8], "little")
     header = json.loads(content[8:start])
     metadata = header.pop("__metadata__")
     size = max((entry["data_offsets"][1] for entry in header.values()), default=0)
-    return _unpack(json.loads(metadata["tree"]), load(content[: start + size]))
+    return metadata, load(content[: start + size])
 
 
 def _pack(node: Any, tensors: dict[str, Tensor]) -> Any:
