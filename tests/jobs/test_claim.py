@@ -44,6 +44,19 @@ def test_only_the_queues_asked_for(yard: Yard) -> None:
     assert taken.job_id == job.id
 
 
+def test_only_what_fits_the_memory_of_its_queue(yard: Yard) -> None:
+    large = yard.submit(peak_memory_bytes=101)
+    elsewhere = yard.submit(peak_memory_bytes=150, queue="cuda")
+    fits, unknown = yard.submit(peak_memory_bytes=100), yard.submit()
+    limits = {"cpu": 100, "cuda": 200}
+    order = []
+    while taken := claim(yard.db, worker="w", queues=["cpu", "cuda"], memory_bytes=limits):
+        order.append(taken.job_id)
+    assert order == [elsewhere.id, fits.id, unknown.id]
+    assert yard.no_claim(memory_bytes={"cpu": 100})
+    assert yard.claim().job_id == large.id
+
+
 def test_a_named_job_is_claimed_before_its_turn(yard: Yard) -> None:
     _, second = yard.submit(), yard.submit()
     assert yard.claim(job_id=second.id).job_id == second.id

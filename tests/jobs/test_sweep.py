@@ -10,7 +10,8 @@ from stiefel_jobs.states import Blame, State
 from stiefel_jobs.store.actions import cancel
 from stiefel_jobs.store.finish import fail
 from stiefel_jobs.store.outbox import SENT_KEPT_S, flush, forget_sent, mark_sent, unsent
-from stiefel_jobs.store.sweep import RING_AGAIN_S, sweep
+from stiefel_jobs.store.sweep import LARGER_WORKER_S, RING_AGAIN_S, sweep
+from stiefel_jobs.store.workers import largest_share, report_worker
 from stiefel_jobs.tables import outbox
 
 
@@ -141,3 +142,43 @@ def test_sent_messages_are_forgotten_in_time(yard: Yard) -> None:
     yard.advance(SENT_KEPT_S + 60)
     sweep(yard.db)
     assert rows(yard) == 0
+
+
+def report(yard: Yard, name: str, memory: int, queue: str = "cpu") -> None:
+    field = "cuda_memory_bytes" if queue == "cuda" else "memory_bytes"
+    report_worker(
+        yard.db, worker=name, host="h", queues=[queue], version="0", devices={field: memory}
+    )
+
+
+def test_a_job_too_large_for_every_worker_fails_once_it_has_waited(yard: Yard) -> None:
+    large, fits = yard.submit(peak_memory_bytes=3 * 2**30), yard.submit(peak_memory_bytes=2**30)
+    other = yard.submit(peak_memory_bytes=3 * 2**30, queue="cuda")
+    assert largest_share(yard.db, "cpu") is None
+    yard.advance(LARGER_WORKER_S + 1)
+    assert sweep(yard.db).failed == (), "no worker is known that it would not fit"
+    report(yard, "one", 2**30)
+    report(yard, "two", 2 * 2**30)
+    report(yard, "gpu", 4 * 2**30, "cuda")
+    assert largest_share(yard.db, "cpu") == 2 * 2**30
+    assert sweep(yard.db).failed == (large.id,)
+    failed = yard.get(large.id)
+    assert (failed.state, failed.blame, failed.reason) == (
+        State.FAILED,
+        Blame.RESOURCE,
+        "too_large",
+    )
+    assert failed.error is not None
+    assert "3.0 GiB" in failed.error["detail"]
+    assert "2.0 GiB" in failed.error["detail"]
+    assert failed.error["fix"]
+    check_history(yard.events(large.id))
+    for job in (fits, other):
+        assert yard.get(job.id).state is State.QUEUED
+
+
+def test_a_large_job_is_given_time_for_a_larger_worker(yard: Yard) -> None:
+    large = yard.submit(peak_memory_bytes=3 * 2**30)
+    report(yard, "one", 2**30)
+    assert sweep(yard.db).failed == ()
+    assert yard.get(large.id).state is State.QUEUED

@@ -57,6 +57,33 @@ def test_its_own_folder_is_writable(report: dict[str, object]) -> None:
     assert report["threads"] == 1
 
 
+@pytest.fixture(scope="module")
+def neighbours(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Site, dict[str, str]]]:
+    """Two jobs at once on one worker; what the second could do to the first."""
+    made: Site = embedded_site(tmp_path_factory.mktemp("neighbours"))
+    try:
+        made.start(concurrency=2)
+        first = made.submit("snoop", file=made.upload(b"somebody's data").id)
+        victim = made.began(first)
+        second = made.submit("snoop", text=f"{victim['scratch']}:{victim['pid']}")
+        report = json.loads(made.read(made.wait(second), "report.json"))
+        assert (Path(victim["scratch"]) / "state" / "mine").read_text() == "secret"
+        assert not (Path(victim["scratch"]) / "state" / "planted").exists()
+        yield made, report
+    finally:
+        made.close()
+
+
+def test_a_job_does_not_reach_its_neighbour_on_the_same_worker(
+    neighbours: tuple[Site, dict[str, str]],
+) -> None:
+    _, report = neighbours
+    assert landlock.abi() >= 6, "the sandbox cannot be tested on this kernel"
+    assert report.pop("own_state") == "done"
+    assert report.pop("shared_memory") == "FileNotFoundError"
+    assert set(report.values()) == {"PermissionError"}, report
+
+
 TALK = """
 import socket, sys
 from pathlib import Path

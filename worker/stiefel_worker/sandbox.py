@@ -18,11 +18,13 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NoReturn
 
 from stiefel_worker import landlock
 
 PR_SET_PDEATHSIG, PR_SET_NO_NEW_PRIVS = 1, 38
-CLONE_NEWUSER, CLONE_NEWNET = 0x10000000, 0x40000000
+CLONE_NEWUSER, CLONE_NEWNET, CLONE_NEWNS = 0x10000000, 0x40000000, 0x00020000
+MS_NOSUID, MS_NODEV, MS_NOEXEC, MS_REC, MS_PRIVATE = 0x2, 0x4, 0x8, 0x4000, 0x40000
 SIOCSIFFLAGS, IFF_UP = 0x8914, 0x1
 OPEN_FILES = 4096
 NICENESS = 5  # supervisors keep their heartbeat even when children use every core
@@ -34,7 +36,8 @@ SYSTEM_FILES = (
     *("/proc/cpuinfo", "/proc/meminfo", "/proc/stat", "/proc/loadavg", "/proc/version"),
     *("/proc/sys", "/proc/driver", "/proc/devices", "/proc/filesystems", "/proc/modules"),
 )
-DEVICES = ("/dev/null", "/dev/zero", "/dev/random", "/dev/urandom", "/dev/shm")  # noqa: S108
+DEVICES = ("/dev/null", "/dev/zero", "/dev/random", "/dev/urandom")
+SHARED_MEMORY = "/dev/shm"  # noqa: S108 - the folder that libraries expect
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -63,6 +66,7 @@ def enter(scratch: Path, *, data_limit: int | None, loopback: bool = False) -> C
     _limit_resources(data_limit)
     gaps: list[str] = []
     network = _attempt("network namespace", _leave_network, gaps)
+    _attempt("shared memory of its own", _leave_shared_memory, gaps)
     inside = loopback and network and _attempt("loopback", _raise_loopback, gaps)
     files = _attempt("landlock", lambda: _confine_files(scratch, tcp=inside), gaps)
     return Confinement(network or (files and landlock.abi() >= 4), files, tuple(gaps))
@@ -98,8 +102,26 @@ def _leave_network() -> None:
             Path("/proc/self/uid_map").write_text(f"{uid} {uid} 1")
             Path("/proc/self/gid_map").write_text(f"{gid} {gid} 1")
     elif _libc.unshare(CLONE_NEWNET) != 0:
-        code = ctypes.get_errno()
-        raise OSError(code, os.strerror(code))
+        _raise_errno()
+
+
+def _leave_shared_memory() -> None:
+    """Put an empty folder of this process and its children in the place of the machine's."""
+    if _libc.unshare(CLONE_NEWNS) != 0:
+        _raise_errno()
+    _mount(None, "/", None, MS_REC | MS_PRIVATE)
+    _mount("tmpfs", SHARED_MEMORY, "tmpfs", MS_NOSUID | MS_NODEV | MS_NOEXEC)
+
+
+def _mount(source: str | None, target: str, kind: str | None, flags: int) -> None:
+    texts = [None if text is None else text.encode() for text in (source, target, kind)]
+    if _libc.mount(*texts, ctypes.c_ulong(flags), None) != 0:
+        _raise_errno()
+
+
+def _raise_errno() -> NoReturn:
+    code = ctypes.get_errno()
+    raise OSError(code, os.strerror(code))
 
 
 def _raise_loopback() -> None:
@@ -113,7 +135,7 @@ def _confine_files(scratch: Path, *, tcp: bool) -> None:
         raise OSError(0, "not offered by this kernel")
     python = {Path(entry) for entry in (sys.prefix, sys.base_prefix, *sys.path) if entry}
     system = [Path(entry) for entry in (*SYSTEM_FOLDERS, *SYSTEM_FILES)]
-    devices = [Path(entry) for entry in DEVICES]
+    devices = [Path(entry) for entry in (*DEVICES, SHARED_MEMORY)]
     devices += Path("/dev").glob("nvidia*")
     landlock.restrict(read=[*python, *system], write=[scratch, *devices], tcp=tcp)
 

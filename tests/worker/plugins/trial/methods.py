@@ -157,6 +157,35 @@ def probe(spec: Trial, run: Run) -> Outcome:
     return Outcome([Delivery("report.json", "json", (report,))])
 
 
+def snoop(spec: Trial, run: Run) -> Outcome:
+    """Leave files of one's own, then try to get at those of the neighbour that ``text`` names."""
+    mine = {"state": run.state / "mine", "shared": Path("/dev/shm/of-a-job")}
+    for path in mine.values():
+        path.write_text("secret")
+    run.event("trial.began", {"scratch": str(run.state.parent), "pid": os.getpid()})
+    if not spec.text:
+        while True:
+            time.sleep(0.1)
+    theirs, pid = spec.text.split(":")
+    mine["shared"].unlink()
+    other = Path(theirs)
+    found = {
+        "list": attempt(lambda: list(other.iterdir())),
+        "read_input": attempt((other / "input" / "file").read_bytes),
+        "read_state": attempt((other / "state" / "mine").read_bytes),
+        "write_state": attempt(lambda: (other / "state" / "planted").write_text("x")),
+        "read_environment": attempt(Path(f"/proc/{pid}/environ").read_bytes),
+        "read_memory": attempt(Path(f"/proc/{pid}/mem").read_bytes),
+        "through_its_root": attempt(Path(f"/proc/{pid}/root{other}/state/mine").read_bytes),
+        "signal": attempt(lambda: os.kill(int(pid), 0)),
+        "shared_memory": attempt(mine["shared"].read_bytes),
+        "own_state": attempt(mine["state"].read_bytes),
+    }
+    report = run.state / "report.json"
+    report.write_text(json.dumps(found))
+    return Outcome([Delivery("report.json", "json", (report,))])
+
+
 def attempt(action: Callable[[], object]) -> str:
     try:
         action()
@@ -168,5 +197,5 @@ def attempt(action: Callable[[], object]) -> str:
 ACTS: dict[str, Callable[[Trial, Run], Outcome]] = {
     act.__name__: act
     for act in (count, copy, rotate, refuse, crash, leave, abort, eat, gulp, stuck, idle)
-} | {act.__name__: act for act in (family, babble, strange, smuggle, probe)}
+} | {act.__name__: act for act in (family, babble, strange, smuggle, probe, snoop)}
 METHOD = Method("test.trial", Trial, run)

@@ -1,0 +1,74 @@
+"""Training jobs against the memory of a real worker: who is admitted, and how too much ends."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from crew import TENANT, Site, embedded_site, until
+
+from stiefel_jobs.records import Job, Submission
+from stiefel_jobs.states import Blame, State
+from stiefel_jobs.store.submit import submit
+from stiefel_jobs.store.workers import list_workers
+
+LIMIT = 700 * 2**20
+COPYING = {"kind": "copying_memory", "delay": 2, "length": 1, "batches_per_epoch": 50}
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+    """A worker that gives one job 700 MiB."""
+    made = embedded_site(tmp_path_factory.mktemp("small"))
+    try:
+        made.start(STIEFEL_WORKER_MEMORY_BYTES=LIMIT)
+        yield made
+    finally:
+        made.close()
+
+
+def train(site: Site, hidden: int, **options: Any) -> Job:
+    network = {"family": "rnn", "hidden": hidden, "activation": "relu"}
+    spec = {
+        "method": "train.dense",
+        "network": network | {"initialisation": "identity"},
+        "data": COPYING,
+        "batch_size": 1,
+        "epochs": 1,
+        "device": "cpu",
+    }
+    request = Submission("train.dense", spec, **options)
+    job = submit(site.db, tenant=TENANT, submission=request).job
+    assert site.bell.ring("cpu", job.id)
+    return job
+
+
+def test_the_worker_tells_what_one_job_may_have(small: Site) -> None:
+    until(lambda: list_workers(small.db), 10)
+    (worker,) = list_workers(small.db)
+    assert worker.devices["memory_bytes"] == LIMIT
+
+
+def test_a_job_over_its_memory_fails_with_the_figure_and_a_remedy(small: Site) -> None:
+    job = small.wait(train(small, 7000).id, seconds=90)  # 0.8 GB with gradient and Adam
+    assert (job.state, job.blame, job.reason) == (State.FAILED, Blame.RESOURCE, "out_of_memory")
+    assert job.error is not None
+    assert "700 MiB" in job.error["detail"]
+    assert "smaller batch" in job.error["fix"]
+    assert small.reasons(job.id) == ["out_of_memory"] * 2
+
+
+def test_an_allocation_that_the_kernel_refuses_ends_the_same_way(small: Site) -> None:
+    job = small.wait(train(small, 40_000).id, seconds=90)  # 6.4 GB at once
+    assert (job.state, job.blame, job.reason) == (State.FAILED, Blame.RESOURCE, "out_of_memory")
+    assert job.error is not None
+    assert "6400000000 bytes" in job.error["detail"]
+    assert "smaller batch" in job.error["fix"]
+
+
+def test_a_job_too_large_for_the_worker_is_left_for_another(small: Site) -> None:
+    large = train(small, 16, peak_memory_bytes=LIMIT + 1)
+    done = small.wait(train(small, 16, peak_memory_bytes=LIMIT).id)
+    assert done.state is State.SUCCEEDED
+    assert small.job(large.id).state is State.QUEUED
