@@ -101,11 +101,10 @@ class Images(NamedTuple):
 
 
 class Result(NamedTuple):
-    """One finished run; ``history`` is the test accuracy after every epoch."""
+    """One finished run."""
 
     accuracy: float
     ranks: list[int]
-    history: list[float]
 
 
 def load_images(folder: Path) -> Images:
@@ -148,7 +147,6 @@ def train(
     steps = recipe.epochs * math.ceil(len(data.train) / recipe.batch)
     loss_of = nn.CrossEntropyLoss(label_smoothing=recipe.smoothing)
     step = 0
-    history = []
     for _ in range(recipe.epochs):
         network.train()
         for index in torch.randperm(len(data.train), generator=generator).split(recipe.batch):
@@ -160,12 +158,11 @@ def train(
             loss_of(network(shape(images)), data.train_labels[index]).backward()
             (optimizer if integrator is None else integrator).step()
             step += 1
-        history.append(accuracy(network, data, shape))
     ranks = []
     if integrator is not None:
         integrator.finish()
         ranks = list(integrator.ranks.values())
-    return Result(accuracy(network, data, shape), ranks, history)
+    return Result(accuracy(network, data, shape), ranks)
 
 
 def shifted(images: Tensor, reach: int, generator: torch.Generator) -> Tensor:

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from stiefel.lowrank import to_low_rank
 
 DENSE_WEIGHTS = 20 * 25 + 50 * 500 + 800 * 500 + 500 * 10
-RANKS = {"0": 10, "3": 24, "7": 48}
+RANKS = {"0": 8, "3": 12, "7": 32}
 
 
 def build(generator: torch.Generator) -> nn.Sequential:

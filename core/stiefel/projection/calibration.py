@@ -70,7 +70,7 @@ def collect_moments(
     try:
         with torch.no_grad():
             for batch in batches:
-                _call(model, batch)
+                call(model, batch)
                 last.clear()
     finally:
         for hook in hooks:
@@ -111,29 +111,45 @@ def factorize_model(
     Raises:
         InvalidInputError: both or neither of ``budget`` and ``ranks``.
     """
-    if (budget is None) == (ranks is None):
-        raise InvalidInputError("give either budget or ranks", code="bad_budget")
-    weights = {name: _matrix(model.get_submodule(name)) for name in moments}
-    centre = {
-        name: correct_bias and getattr(model.get_submodule(name), "bias", None) is not None
-        for name in moments
-    }
+    ranks = ranks_within(model, moments, budget, ranks, correct_bias=correct_bias)
+    centre = _centring(model, moments, correct_bias)
     roots = _roots(moments, centre)
-    if ranks is None:
-        assert budget is not None
-        spectra = {n: whitened_values(w, roots[n]).tolist() for n, w in weights.items()}
-        ranks = ranks_for_budget(
-            spectra, {n: (w.shape[0], w.shape[1]) for n, w in weights.items()}, budget
-        )
     tensors = {name: value.clone() for name, value in model.state_dict().items()}
     layers = {}
-    for name, weight in weights.items():
+    for name in moments:
+        module = model.get_submodule(name)
         result = factorize_whitened(
-            weight, moments[name], ranks[name], correct_bias=centre[name], root=roots[name]
+            matrix_of(module),
+            moments[name],
+            ranks[name],
+            correct_bias=centre[name],
+            root=roots[name],
         )
-        _store(tensors, name, model.get_submodule(name), result)
+        store(tensors, name, module, result)
         layers[name] = result
     return Compressed(tensors, layers)
+
+
+def ranks_within(
+    model: nn.Module,
+    moments: Mapping[str, SecondMoment],
+    budget: int | None,
+    ranks: Mapping[str, int] | None,
+    *,
+    correct_bias: bool,
+) -> Mapping[str, int]:
+    """The given ranks, or those that the greedy rule makes of the budget."""
+    if (budget is None) == (ranks is None):
+        raise InvalidInputError("give either budget or ranks", code="bad_budget")
+    if ranks is not None:
+        return ranks
+    assert budget is not None
+    roots = _roots(moments, _centring(model, moments, correct_bias))
+    weights = {name: matrix_of(model.get_submodule(name)) for name in moments}
+    spectra = {n: whitened_values(w, roots[n]).tolist() for n, w in weights.items()}
+    return ranks_for_budget(
+        spectra, {n: (w.shape[0], w.shape[1]) for n, w in weights.items()}, budget
+    )
 
 
 def input_rows(module: nn.Module, x: Tensor) -> Tensor:
@@ -152,6 +168,16 @@ def input_rows(module: nn.Module, x: Tensor) -> Tensor:
     return patches.mT
 
 
+def _centring(
+    model: nn.Module, moments: Mapping[str, SecondMoment], correct_bias: bool
+) -> dict[str, bool]:
+    """Layers whose bias can take up a change of the mean."""
+    return {
+        name: correct_bias and getattr(model.get_submodule(name), "bias", None) is not None
+        for name in moments
+    }
+
+
 def _roots(moments: Mapping[str, SecondMoment], centre: Mapping[str, bool]) -> dict[str, Root]:
     """One factorisation per distinct moment and centring."""
     known: dict[tuple[int, bool], Root] = {}
@@ -164,13 +190,15 @@ def _roots(moments: Mapping[str, SecondMoment], centre: Mapping[str, bool]) -> d
     return roots
 
 
-def _matrix(module: nn.Module) -> Tensor:
+def matrix_of(module: nn.Module) -> Tensor:
+    """The layer's weight as ``(n, m)``."""
     weight = module.weight
     assert isinstance(weight, Tensor)
     return weight.detach().reshape(weight.shape[0], -1)
 
 
-def _store(tensors: dict[str, Tensor], name: str, module: nn.Module, result: Whitened) -> None:
+def store(tensors: dict[str, Tensor], name: str, module: nn.Module, result: Whitened) -> None:
+    """Put the layer's factors in place of its weight."""
     weight = tensors.pop(f"{name}.weight")
     ones = (1,) * (weight.ndim - 2)
     tensors[f"{name}.factor_out"] = result.factor_out.reshape(*result.factor_out.shape, *ones)
@@ -180,7 +208,8 @@ def _store(tensors: dict[str, Tensor], name: str, module: nn.Module, result: Whi
         tensors[f"{name}.bias"] = tensors[f"{name}.bias"] + result.bias_change
 
 
-def _call(model: nn.Module, batch: Any) -> None:
+def call(model: nn.Module, batch: Any) -> None:
+    """Evaluate the model on a tensor, a tuple of arguments, or a mapping of keywords."""
     if isinstance(batch, Mapping):
         model(**batch)
     elif isinstance(batch, tuple | list):

@@ -9,6 +9,7 @@ from torch import nn
 from stiefel.errors import InvalidInputError
 from stiefel.lowrank import load_factored
 from stiefel.projection.calibration import collect_moments, factorize_model, input_rows
+from stiefel.projection.sequential import CrossMoment, factorize_sequentially, fit
 from stiefel.projection.whitening import SecondMoment, factorize_whitened, moment_root
 
 
@@ -120,3 +121,65 @@ def test_a_model_is_factored_under_a_budget_and_loads(generator):
         collect_moments(net, ["spare"], batches)
     with pytest.raises(InvalidInputError, match="either"):
         factorize_model(net, moments)
+
+
+def _tanh_network(generator):
+    net = nn.Sequential(
+        nn.Linear(24, 32), nn.Tanh(), nn.Linear(32, 32), nn.Tanh(), nn.Linear(32, 16)
+    ).double()
+    with torch.no_grad():
+        for parameter in net.parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=generator) / 4)
+    return net.eval()
+
+
+def test_sequential_factors_repair_what_earlier_layers_spoilt(generator):
+    net = _tanh_network(generator)
+    spread = torch.randn(24, 24, generator=generator, dtype=torch.float64)
+    batches = list((torch.randn(512, 24, generator=generator).double() @ spread + 1).split(128))
+    moments = collect_moments(net, ["0", "2", "4"], batches)
+    ranks = {"0": 6, "2": 6, "4": 6}
+    errors = []
+    for compressed in (
+        factorize_model(net, moments, ranks=ranks),
+        factorize_sequentially(net, moments, batches, ranks=ranks),
+    ):
+        twin = load_factored(_tanh_network(generator), compressed.tensors).model
+        x = torch.cat(batches)
+        with torch.no_grad():
+            errors.append(float(torch.linalg.norm(twin(x) - net(x))))
+    assert errors[1] < 0.97 * errors[0]
+
+
+def test_sequential_factors_of_full_rank_change_nothing(generator):
+    net = _tanh_network(generator)
+    batches = list(torch.randn(256, 24, generator=generator).double().split(64))
+    moments = collect_moments(net, ["0", "2", "4"], batches)
+    compressed = factorize_sequentially(
+        net, moments, batches, ranks={"0": 24, "2": 32, "4": 16}, correct_bias=False
+    )
+    for name in ("0", "2", "4"):
+        product = compressed.tensors[f"{name}.factor_out"] @ compressed.tensors[f"{name}.factor_in"]
+        assert torch.allclose(product, net.get_submodule(name).weight, atol=1e-8)
+
+
+def test_the_fit_is_the_best_of_its_rank_for_received_inputs(generator):
+    """Against the closed form: least squares first, then Eckart-Young in the received metric."""
+    x = torch.randn(400, 12, generator=generator, dtype=torch.float64)
+    received = x + 0.3 * torch.randn(400, 12, generator=generator, dtype=torch.float64)
+    weight = torch.randn(9, 12, generator=generator, dtype=torch.float64)
+    moment = CrossMoment(12)
+    moment.add(x[:100], received[:100])
+    moment.add(x[100:], received[100:])
+    result = fit(weight, moment, 4, correct_bias=False)
+    fitted = torch.linalg.lstsq(received, x @ weight.T).solution.T
+    r = torch.linalg.qr(received).R
+    left, sigma, right = torch.linalg.svd(fitted @ r.T, full_matrices=False)
+    best = (left[:, :4] * sigma[:4]) @ right[:4] @ torch.linalg.inv(r).T
+    assert torch.allclose(result.factor_out @ result.factor_in, best, atol=1e-9)
+    assert result.predicted_error == pytest.approx(float(sigma[4:].square().sum().sqrt()))
+    residual = x @ weight.T - received @ best.T
+    floor = x @ weight.T - received @ fitted.T
+    assert float(residual.square().sum() - floor.square().sum()) == pytest.approx(
+        result.predicted_error**2
+    )

@@ -1,0 +1,217 @@
+"""A whole model factored front to back, each layer on what the layers before it now send.
+
+Every layer is fitted to the output W x that the dense model computes, from the input x' that
+it receives once the layers before it are factored: the later layers repair what the earlier
+ones spoilt. With C' = sum x' x'^T = R R^T and D = sum x x'^T, the best W' of its rank is the
+truncated SVD of W D R^-T, with R undone by a solve. For x' = x that is :mod:`whitening`.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from stiefel.errors import InvalidInputError
+from stiefel.linalg.truncated_svd import Svd, widened
+from stiefel.projection.calibration import (
+    Compressed,
+    call,
+    input_rows,
+    matrix_of,
+    ranks_within,
+    store,
+)
+from stiefel.projection.whitening import SecondMoment, Whitened, moment_root, unwhitened_factors
+
+
+class CrossMoment:
+    """Sum x x'^T over paired rows, with the moment of x' and the mean of x, in float64."""
+
+    def __init__(self, width: int, *, device: torch.device | str | None = None) -> None:
+        self.received = SecondMoment(width, device=device)
+        self.cross = torch.zeros(width, width, dtype=torch.float64, device=device)
+        self.total = torch.zeros(width, dtype=torch.float64, device=device)
+
+    def add(self, dense: Tensor, received: Tensor) -> None:
+        """Add rows ``(..., m)`` of both models, in the same order."""
+        self.received.add(received)
+        wide = dense.detach().reshape(-1, dense.shape[-1]).to(self.cross)
+        other = received.detach().reshape(-1, received.shape[-1]).to(self.cross)
+        self.cross.addmm_(wide.T, other)
+        self.total += wide.sum(0)
+
+    @property
+    def mean(self) -> Tensor:
+        """E[x], ``(m,)``, of the dense model."""
+        return self.total / max(1, self.received.count)
+
+    def centred(self) -> tuple[Tensor, Tensor]:
+        """C' and D about the means."""
+        scale = max(1, self.received.count)
+        return self.received.centred(), self.cross - torch.outer(
+            self.total, self.received.total
+        ) / scale
+
+
+def factorize_sequentially(
+    model: nn.Module,
+    moments: Mapping[str, SecondMoment],
+    batches: Sequence[Any],
+    *,
+    budget: int | None = None,
+    ranks: Mapping[str, int] | None = None,
+    correct_bias: bool = True,
+) -> Compressed:
+    """Factor layer after layer, in the order in which the model calls them.
+
+    Args:
+        model: read, not changed; should be in evaluation mode.
+        moments: of the dense model, from :func:`collect_moments`; they spread the budget.
+        batches: walked once per distinct input, so a sequence and not an iterator.
+        budget: see :func:`factorize_model`.
+        ranks: by layer name, instead of a budget.
+        correct_bias: the bias takes up the difference of the means.
+
+    Returns:
+        As :func:`factorize_model`; ``predicted_error`` is that of the dense model's output.
+
+    Cost: two passes of the calibration data, up to the layer, per distinct input, and a copy of
+    the model. Source: arXiv 2403.07378, section 3.3 (update with the compressed inputs).
+    """
+    ranks = ranks_within(model, moments, budget, ranks, correct_bias=correct_bias)
+    tensors = {name: value.clone() for name, value in model.state_dict().items()}
+    compressed = copy.deepcopy(model)
+    layers: dict[str, Whitened] = {}
+    for group in _groups(model, list(moments), batches):
+        moment = _paired_moment(model, compressed, group[0], batches)
+        for name in group:
+            module = model.get_submodule(name)
+            centre = correct_bias and getattr(module, "bias", None) is not None
+            result = fit(matrix_of(module), moment, ranks[name], correct_bias=centre)
+            store(tensors, name, module, result)
+            _replace(compressed.get_submodule(name), result)
+            layers[name] = result
+    return Compressed(tensors, layers)
+
+
+def fit(weight: Tensor, moment: CrossMoment, rank: int, *, correct_bias: bool) -> Whitened:
+    """Return the factors of rank r that best reproduce W x from x'.
+
+    Raises:
+        InvalidInputError: rank out of range, or an empty moment.
+    """
+    if not 1 <= rank <= min(weight.shape):
+        raise InvalidInputError(
+            f"rank {rank} is not between 1 and {min(weight.shape)}", code="rank_out_of_range"
+        )
+    wide = widened(weight)
+    inner, cross = moment.centred() if correct_bias else (moment.received.matrix, moment.cross)
+    root = moment_root(inner)
+    target = torch.linalg.solve_triangular(root.lower, (wide @ cross).mT, upper=False).mT
+    svd = Svd(*torch.linalg.svd(target, full_matrices=False))
+    out, into = unwhitened_factors(svd, root, rank, "balanced")
+    change = None
+    if correct_bias:
+        change = wide @ moment.mean - out @ (into @ moment.received.mean)
+    return Whitened(
+        out.to(weight.dtype).contiguous(),
+        into.to(weight.dtype).contiguous(),
+        None if change is None else change.to(weight.dtype),
+        rank,
+        float(torch.linalg.vector_norm(svd.sigma[rank:])),
+        root.shift,
+    )
+
+
+class _Reached(Exception):  # noqa: N818  (no error: the pass has gone far enough)
+    """Ends a forward pass at the layer whose input is wanted."""
+
+
+class _Seen(NamedTuple):
+    name: str
+    x: Tensor
+
+
+def _groups(model: nn.Module, names: list[str], batches: Sequence[Any]) -> list[list[str]]:
+    """Layers by order of their first call; those that receive one tensor stand together."""
+    seen: list[_Seen] = []
+
+    def watch(name: str) -> Callable[[nn.Module, tuple[Any, ...]], None]:
+        def hook(_: nn.Module, args: tuple[Any, ...]) -> None:
+            if all(name != other.name for other in seen):
+                seen.append(_Seen(name, args[0]))
+
+        return hook
+
+    hooks = [model.get_submodule(name).register_forward_pre_hook(watch(name)) for name in names]
+    try:
+        with torch.no_grad():
+            for batch in batches:
+                call(model, batch)
+                if len(seen) == len(names):
+                    break
+    finally:
+        for hook in hooks:
+            hook.remove()
+    groups: list[tuple[Tensor, list[str]]] = []
+    for name, x in seen:
+        members = next((members for other, members in groups if other is x), None)
+        if members is None:
+            groups.append((x, [name]))
+        else:
+            members.append(name)
+    return [members for _, members in groups]
+
+
+def _paired_moment(
+    model: nn.Module, compressed: nn.Module, name: str, batches: Sequence[Any]
+) -> CrossMoment:
+    """The moments of one layer's input in both models."""
+    moment: CrossMoment | None = None
+    for batch in batches:
+        dense, received = (_inputs(each, name, batch) for each in (model, compressed))
+        if dense is None or received is None:
+            continue
+        moment = moment or CrossMoment(dense.shape[-1], device=dense.device)
+        moment.add(dense, received)
+    if moment is None:
+        raise InvalidInputError(
+            f"no calibration batch reached {name!r}",
+            code="empty_calibration",
+            fix="give the batches that the moments were collected on",
+        )
+    return moment
+
+
+@torch.no_grad()
+def _inputs(model: nn.Module, name: str, batch: Any) -> Tensor | None:
+    """What the layer receives at its first call in this batch."""
+    module = model.get_submodule(name)
+    found: list[Tensor] = []
+
+    def hook(_: nn.Module, args: tuple[Any, ...]) -> None:
+        found.append(input_rows(module, args[0]))
+        raise _Reached
+
+    handle = module.register_forward_pre_hook(hook)
+    try:
+        call(model, batch)
+    except _Reached:
+        return found[0]
+    finally:
+        handle.remove()
+    return None
+
+
+@torch.no_grad()
+def _replace(module: nn.Module, result: Whitened) -> None:
+    """Let the copy of the model compute as the factored layer will."""
+    weight, bias = module.weight, getattr(module, "bias", None)
+    assert isinstance(weight, Tensor)
+    weight.copy_((result.factor_out @ result.factor_in).reshape(weight.shape))
+    if bias is not None and result.bias_change is not None:
+        bias += result.bias_change
