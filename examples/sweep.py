@@ -10,11 +10,12 @@ from running import arguments, connected, upload_digits
 
 def main() -> None:
     """Submit the grid, wait for all jobs, print and keep the table."""
-    options = arguments(__doc__ or "", epochs=8)
+    options = arguments(__doc__ or "", epochs=20)
     with connected() as client:
         base = {
             "network": {"family": "mlp", "hidden": [128, 128]},
             "data": upload_digits(client),
+            "optimizer": {"learning_rate": 5e-3},
             "epochs": options.epochs,
             "batch_size": 64,
             "log_every": 50,

@@ -118,7 +118,7 @@ def _number(group: GroupView, name: str, kind: str) -> str:
 def _figure(value: Any) -> str:
     """Four figures are what a reader compares; whole numbers stay whole."""
     if isinstance(value, float):
-        return f"{value:,.0f}" if abs(value) >= 10_000 else f"{value:.4g}"
+        return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
     return "" if value is None else f"{value:,}" if isinstance(value, int) else str(value)
 
 
