@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from stiefel_api.grids import plain
@@ -23,12 +23,12 @@ def as_csv(report: ReportView) -> str:
     fields, metrics = report.varying, report.metrics
     writer.writerow(["kind", "custom_id", "job", "status", *fields, *metrics, "on_front"])
     for row in report.rows:
-        cell = [_text(row.cell, path) for path in fields]
+        cell = _cells(row.cell, fields)
         figures = [_text(row.metrics, name) for name in metrics]
         head = ["cell", row.custom_id, row.job, row.status]
         writer.writerow([*head, *cell, *figures, _truth(row.on_front)])
     for group in report.groups:
-        cell = [_text(group.cell, path) for path in fields]
+        cell = _cells(group.cell, fields)
         for kind in ("mean", "std"):
             figures = [_number(group, name, kind) for name in metrics]
             mark = _truth(group.on_front) if kind == "mean" else ""
@@ -67,7 +67,7 @@ def _rows(report: ReportView, fields: Sequence[str]) -> Iterable[str]:
         known = {"custom_id": row.custom_id, **row.cell}
         yield _line(
             [
-                *(_text(known, path) for path in fields),
+                *_cells(known, fields),
                 row.status,
                 *(_figure(row.metrics.get(name)) for name in report.shown),
                 _MARK if row.on_front else "",
@@ -81,7 +81,7 @@ def _means(report: ReportView, fields: Sequence[str]) -> Iterable[str]:
         known = {"custom_id": group.custom_id, **group.cell}
         yield _line(
             [
-                *(_text(known, path) for path in fields),
+                *_cells(known, fields),
                 str(len(group.rows)),
                 *(_spread(group, name) for name in report.shown),
                 _MARK if group.on_front else "",
@@ -122,8 +122,13 @@ def _figure(value: Any) -> str:
     return "" if value is None else f"{value:,}" if isinstance(value, int) else str(value)
 
 
-def _text(values: dict[str, Any], name: str) -> str:
-    return plain(values[name]) if values.get(name) is not None else ""
+def _cells(known: Mapping[str, Any], fields: Sequence[str]) -> list[str]:
+    """A field that a spec lacks is left blank; one that is null says so."""
+    return [plain(known[field]) if field in known else "" for field in fields]
+
+
+def _text(metrics: Mapping[str, Any], name: str) -> str:
+    return plain(metrics[name]) if metrics.get(name) is not None else ""
 
 
 def _truth(value: bool) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import os
 import ssl
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import numpy as np
 
 from s3_server import free_port
 from stiefel_jobs.blobs import Blobs
@@ -133,6 +135,13 @@ def put(client: httpx.Client, data: bytes, name: str = "model.safetensors") -> s
     answer = client.put(f"/v1/uploads/{name}", content=data)
     assert answer.status_code in {200, 201}, answer.text
     return str(answer.json()["id"])
+
+
+def arrays() -> bytes:
+    """Return an `.npz` file with eight examples ``x`` of four numbers, and their labels ``y``."""
+    buffer = io.BytesIO()
+    np.savez(buffer, x=np.zeros((8, 4), np.float32), y=np.arange(8) % 2)
+    return buffer.getvalue()
 
 
 def order(artifact: str, **fields: Any) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from typing import Any
 
 import httpx
 import pytest
-from house import House, checkpoint, problem, put
+from house import House, arrays, checkpoint, problem, put
 
 from stiefel_jobs.store import outbox
 
@@ -20,7 +20,7 @@ TRAINING = {
 
 @pytest.fixture
 def base(client: httpx.Client) -> dict[str, Any]:
-    data = {"kind": "arrays", "train": put(client, checkpoint()), "input": "x", "label": "y"}
+    data = {"kind": "arrays", "train": put(client, arrays(), "d.npz"), "input": "x", "label": "y"}
     return {**TRAINING, "data": data}
 
 

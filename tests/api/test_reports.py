@@ -7,7 +7,7 @@ from typing import Any
 
 import httpx
 import pytest
-from house import House, checkpoint, problem, put
+from house import House, arrays, checkpoint, problem, put
 
 from stiefel_api.comparing import pareto
 
@@ -20,7 +20,7 @@ DENSE = {0: (0.96, 1000), 1: (0.94, 1000)}
 @pytest.fixture
 def batch(client: httpx.Client, house: House) -> dict[str, Any]:
     """A low-rank grid over tau and seed beside a dense baseline; all but one job has ended."""
-    data = {"kind": "arrays", "train": put(client, checkpoint()), "input": "x", "label": "y"}
+    data = {"kind": "arrays", "train": put(client, arrays(), "d.npz"), "input": "x", "label": "y"}
     base = {"network": {"family": "mlp", "hidden": [32]}, "data": data}
     seeds = {"seed": [0, 1]}
     body = {

@@ -7,10 +7,11 @@ import alembic.command
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
-from sqlalchemy import func, inspect, select, text
+from sqlalchemy import MetaData, Table, func, inspect, select, text
 
 from postgres_server import PostgresServer
 from stiefel_jobs.database import Database, alembic_config, migrate
+from stiefel_jobs.store.queries import get_job
 from stiefel_jobs.tables import jobs, metadata
 
 
@@ -47,6 +48,22 @@ def test_migrations_can_be_undone(empty_url: str) -> None:
         alembic.command.downgrade(alembic_config(connection), "base")
     with database.read() as connection:
         assert set(inspect(connection).get_table_names()) == {"alembic_version"}
+    database.close()
+
+
+def test_jobs_of_an_older_release_stay(empty_url: str) -> None:
+    database = Database(empty_url)
+    with database.write() as connection:
+        alembic.command.upgrade(alembic_config(connection), "0002")
+        values = {"id": "job_1", "tenant": "acme", "method": "m", "queue": "cpu", "state": "queued"}
+        older = Table("jobs", MetaData(), autoload_with=connection)
+        for column in older.columns:
+            if not column.nullable and column.name not in values:
+                values[column.name] = "{}" if column.name in ("spec", "inputs", "labels") else 0
+        connection.execute(older.insert().values(values))
+    migrate(empty_url)
+    found = get_job(database, tenant="acme", job_id="job_1")
+    assert (found.batch_id, found.custom_id) == (None, None)
     database.close()
 
 

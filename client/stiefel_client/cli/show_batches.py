@@ -85,7 +85,7 @@ def _means(report: Report, fields: Sequence[str]) -> Iterator[list[str]]:
 
 
 def _cells(known: Mapping[str, Any], fields: Sequence[str]) -> list[str]:
-    return [_plain(known[field]) if known.get(field) is not None else "" for field in fields]
+    return [_plain(known[field]) if field in known else "" for field in fields]
 
 
 def _plain(value: Any) -> str:
