@@ -1,10 +1,11 @@
 """One projUNN step beside its peers, as times, ratios and in-place passes over the matrix.
 
-    python benchmarks/projunn_step.py --reference PATH --sizes 256 512 1024 2048
+    python benchmarks/projunn_step.py --reference PATH --sizes 2048 --dtypes float32 --append
 
 All candidates run in turn in one process. ``pass`` is ``W.mul_(c)``: one read and one write of
 the matrix. Our step includes drift control of one column. Peers step as their users do: forward
-access of the weight, backward, ``torch.optim.SGD``.
+access of the weight, backward, ``torch.optim.SGD``. ``--append`` keeps the other sizes and dtypes
+of the result file.
 """
 
 from __future__ import annotations
@@ -96,6 +97,7 @@ def main() -> None:
     parser.add_argument("--largest-peer", type=int, default=2048)
     parser.add_argument("--seconds", type=float, default=30.0)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--append", action="store_true")
     parser.add_argument("--name", default="projunn_step")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
@@ -113,7 +115,8 @@ def main() -> None:
                 row["over our T"] = taken / times[f"T k={rank}"]
                 rows.append(row)
                 print(row, flush=True)
-    write(options.name, title="One projUNN step beside its peers", rows=rows)
+    same = ("dtype", "N") if options.append else ()
+    write(options.name, title="One projUNN step beside its peers", rows=rows, same=same)
 
 
 if __name__ == "__main__":

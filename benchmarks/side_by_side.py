@@ -71,10 +71,23 @@ def environment() -> dict[str, Any]:
     }
 
 
-def write(name: str, *, title: str, rows: Sequence[Mapping[str, Any]], notes: str = "") -> None:
-    """Write ``results/<name>.json`` and a table of the same rows as ``results/<name>.md``."""
+def write(
+    name: str,
+    *,
+    title: str,
+    rows: Sequence[Mapping[str, Any]],
+    notes: str = "",
+    same: Sequence[str] = (),
+) -> None:
+    """Write ``results/<name>.json`` and a table of the same rows as ``results/<name>.md``.
+
+    With ``same``, rows of an earlier run stay unless a new row equals them in these columns, and
+    the commands of all runs are listed.
+    """
     RESULTS.mkdir(exist_ok=True)
     env = environment()
+    if same:
+        rows = _merged(RESULTS / f"{name}.json", env, rows, same)
     record = {"environment": env, "rows": list(rows)}
     text = json.dumps(record, indent=1) + "\n"
     (RESULTS / f"{name}.json").write_text(text, encoding="utf-8")
@@ -82,7 +95,7 @@ def write(name: str, *, title: str, rows: Sequence[Mapping[str, Any]], notes: st
     lines = [
         f"# {title}",
         "",
-        f"`{env['command']}`",
+        *(f"`{command}`  " for command in env["command"].split("\n")),
         "",
         f"{env['device']}, {env['threads']} threads;",
     ]
@@ -94,6 +107,19 @@ def write(name: str, *, title: str, rows: Sequence[Mapping[str, Any]], notes: st
         lines += ["", notes]
     (RESULTS / f"{name}.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
     print("\n".join(lines))
+
+
+def _merged(
+    path: Path, env: dict[str, Any], rows: Sequence[Mapping[str, Any]], same: Sequence[str]
+) -> list[Mapping[str, Any]]:
+    if not path.exists():
+        return list(rows)
+    record = json.loads(path.read_text(encoding="utf-8"))
+    commands = record["environment"]["command"].split("\n")
+    env["command"] = "\n".join(dict.fromkeys([*commands, env["command"]]))
+    new = {tuple(row[key] for key in same) for row in rows}
+    old = [row for row in record["rows"] if tuple(row[key] for key in same) not in new]
+    return [*old, *rows]
 
 
 def _cell(value: Any) -> str:
