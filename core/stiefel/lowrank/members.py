@@ -95,8 +95,8 @@ def drop_non_finite(
     gradients += [part for member in members for part in _taped(member.layer)]
     if not gradients:
         return ()
-    norms = torch.stack([norm.double() for norm in torch._foreach_norm(gradients)])
-    if math.isfinite(float(norms.sum())):
+    # A sum that overflows although every entry is finite only costs the closer look below.
+    if math.isfinite(float(torch.stack(torch._foreach_norm(gradients)).sum())):
         return ()
     bad = {p for p in parameters if p.grad is not None and not bool(p.grad.isfinite().all())}
     for member in members:

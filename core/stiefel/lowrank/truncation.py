@@ -7,6 +7,7 @@ product. Here the tail is whole, the comparison is the definition, and V takes c
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -86,14 +87,23 @@ def kept_rank(sigma: Tensor, rule: RankRule, *, if_zero: int | None = None) -> i
     least = min(rule.least, most)
     if rule.tolerance == 0:
         return most
-    squares = sigma.detach().double().reshape(-1, count).square()
-    # tails[:, j] = norm of sigma[j:], so that the rank is the first j with tails[:, j] <= bound.
-    tails = squares.flip(-1).cumsum(-1).flip(-1).sqrt()
-    if rule.relative and not bool((tails[:, 0] > 0).any()):
+    # One transfer and Python's floats: these few numbers are not worth a dozen kernels.
+    groups = sigma.detach().reshape(-1, count).tolist()
+    if rule.relative and not any(group[0] > 0 for group in groups):
         return max(least, min(most, count if if_zero is None else if_zero))
-    bound = rule.tolerance * tails[:, :1] if rule.relative else rule.tolerance
-    needed = int((tails > bound).sum(-1).amax())
-    return max(least, min(most, needed))
+    return max(least, min(most, max(_needed(group, rule) for group in groups)))
+
+
+def _needed(sigma: list[float], rule: RankRule) -> int:
+    """The least j whose tail norm(sigma[j:]) is within the bound."""
+    whole = math.hypot(*sigma)
+    bound = rule.tolerance * whole if rule.relative else rule.tolerance
+    tail = 0.0
+    for j in range(len(sigma), 0, -1):
+        tail = math.hypot(tail, sigma[j - 1])
+        if tail > bound:
+            return j
+    return 0
 
 
 def truncate_core(
@@ -111,7 +121,7 @@ def truncate_core(
     """
     left, sigma, right_h = core_svd(core)
     keep = kept_rank(sigma, rule, if_zero=if_zero) if rank is None else min(rank, sigma.shape[-1])
-    tail = float(torch.linalg.vector_norm(sigma[..., keep:].double()))
+    tail = math.hypot(*sigma[..., keep:].flatten().tolist())
     return Truncated(
         left[..., :keep], sigma[..., :keep], right_h.mT[..., :keep].contiguous(), tail, keep
     )
