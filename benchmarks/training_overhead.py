@@ -1,0 +1,193 @@
+"""What the service adds to a training: the same loop as a job and bare, metrics on and off.
+
+    python benchmarks/training_overhead.py [--epochs 28] [--rounds 1] [--append] [--by-hand]
+
+Each round trains the same network on the same arrays with the same threads, one after another:
+
+* ``service_s``: a job of an embedded service, from POST to succeeded; a point of the loss every 10
+  steps, a checkpoint every epoch;
+* ``bare_s``: the same loop in a script (``run_local``), from the start of reading the data:
+  importing torch is not counted;
+* ``streaming_s``, ``silent_s``: as jobs again, with a point every step and without any;
+* ``by_hand_s``: with ``--by-hand``, a dozen lines of torch without checkpoints, metrics or report.
+
+The order turns from round to round. Bars on the medians: service / bare at most 1.05, streaming /
+silent under 1.02.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from stage import PYTHON, Service, publish, service
+from trainings import arrays, earlier, uploaded
+
+BAR, STREAMING_BAR = 1.05, 1.02
+NEVER = 1_000_000
+
+
+def main() -> int:
+    options = _options()
+    if options.bare:
+        _bare(Path(options.bare), options)
+        return 0
+    rows = earlier(options.out, options.append)
+    with tempfile.TemporaryDirectory() as folder, service(Path(folder), "embedded") as made:
+        made.start_api()
+        made.start_worker()
+        content = arrays()
+        source = made.folder / "input"
+        source.mkdir()
+        (source / "train").write_bytes(content)
+        data = uploaded(made, content)
+        for _ in range(options.rounds):
+            rows.append(_round(made, data, source, options, number=len(rows)))
+    ratio = round(statistics.median(row["service/bare"] for row in rows), 4)
+    streaming = round(statistics.median(row["streaming/silent"] for row in rows), 4)
+    publish(
+        options.out,
+        "Overhead of the service on a training",
+        " ".join(["python", *sys.argv]),
+        rows,
+        median_service_over_bare=ratio,
+        bar=BAR,
+        median_streaming_over_silent=streaming,
+        streaming_bar=STREAMING_BAR,
+    )
+    return int(ratio > BAR or streaming >= STREAMING_BAR)
+
+
+def _round(
+    made: Service,
+    data: dict[str, Any],
+    source: Path,
+    options: argparse.Namespace,
+    *,
+    number: int,
+) -> dict[str, Any]:
+    sides = {
+        "service_s": lambda: _job(made, _spec(options, data, seed=number)),
+        "bare_s": lambda: _script(source, "loop", options, number),
+        "streaming_s": lambda: _job(made, _spec(options, data, seed=number, log_every=1)),
+        "silent_s": lambda: _job(made, _spec(options, data, seed=number, log_every=NEVER)),
+    }
+    if options.by_hand:
+        sides["by_hand_s"] = lambda: _script(source, "hand", options, number)
+    order = list(sides) if number % 2 == 0 else list(reversed(sides))
+    took = {name: sides[name]() for name in order}
+    return {
+        "round": number + 1,
+        "steps": options.epochs * (20_000 * 9 // 10 // 128),
+        **{name: round(took[name], 2) for name in sides},
+        "service/bare": round(took["service_s"] / took["bare_s"], 4),
+        "streaming/silent": round(took["streaming_s"] / took["silent_s"], 4),
+    }
+
+
+def _spec(
+    options: argparse.Namespace, data: dict[str, Any], *, seed: int, log_every: int = 10
+) -> dict[str, Any]:
+    return {
+        "method": "train.dense",
+        "network": {"family": "mlp", "hidden": [500, 500, 500]},
+        "data": data,
+        "epochs": options.epochs,
+        "batch_size": 128,
+        "log_every": log_every,
+        "device": "cpu",
+        "seed": seed,
+    }
+
+
+def _job(made: Service, spec: dict[str, Any]) -> float:
+    """Seconds from POST to succeeded."""
+    began = time.perf_counter()
+    done = made.wait(made.post("/v1/jobs", {"spec": spec})["id"])
+    assert done["status"] == "succeeded", done
+    return time.perf_counter() - began
+
+
+def _script(source: Path, how: str, options: argparse.Namespace, seed: int) -> float:
+    command = [PYTHON, __file__, "--bare", str(source), "--how", how, "--seed", str(seed)]
+    env = os.environ | {"OMP_WAIT_POLICY": "passive"}  # as the worker sets it for its children
+    done = subprocess.run(
+        [*command, "--epochs", str(options.epochs)],
+        check=True,
+        capture_output=True,
+        text=True,
+        env=env,
+    )
+    return float(done.stdout.split()[-1])
+
+
+def _bare(source: Path, options: argparse.Namespace) -> None:
+    import torch
+
+    torch.set_num_threads(len(os.sched_getaffinity(0)))
+    if options.how == "hand":
+        _by_hand(source, options)
+        return
+    from stiefel.methods.local import run_local
+    from stiefel.specs import parse_spec
+
+    data = {"kind": "arrays", "train": "art_0", "input": "x", "label": "y"}
+    spec = parse_spec(_spec(options, data, seed=options.seed))
+    with tempfile.TemporaryDirectory() as folder:
+        began = time.perf_counter()
+        run_local(spec, source, Path(folder) / "out")
+        print(time.perf_counter() - began)
+
+
+def _by_hand(source: Path, options: argparse.Namespace) -> None:
+    """What anybody would write: arrays in memory, Adam, a test at the end of every epoch."""
+    import numpy as np
+    import torch
+    from torch import nn
+
+    began = time.perf_counter()
+    torch.manual_seed(options.seed)
+    with np.load(source / "train") as found:
+        x, y = torch.from_numpy(found["x"]).float().flatten(1), torch.from_numpy(found["y"])
+    x = (x - x.mean()) / x.std()
+    held = len(x) // 10
+    widths = [784, 500, 500, 500]
+    layers: list[nn.Module] = []
+    for n_in, n_out in pairwise(widths):
+        layers += [nn.Linear(n_in, n_out), nn.ReLU()]
+    network = nn.Sequential(*layers, nn.Linear(500, 10))
+    optimizer = torch.optim.Adam(network.parameters(), lr=1e-3, foreach=True)
+    for _ in range(options.epochs):
+        order = torch.randperm(len(x) - held) + held
+        for chosen in order[: len(order) // 128 * 128].split(128):
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(network(x[chosen]), y[chosen]).backward()
+            optimizer.step()
+        with torch.no_grad():
+            (network(x[:held]).argmax(1) == y[:held]).float().mean().item()
+    print(time.perf_counter() - began)
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--epochs", type=int, default=28)
+    parser.add_argument("--rounds", type=int, default=1)
+    parser.add_argument("--append", action="store_true", help="add to the rows of the result")
+    parser.add_argument("--by-hand", action="store_true", help="one side more: plain torch")
+    parser.add_argument("--out", default="training_overhead")
+    parser.add_argument("--bare", help=argparse.SUPPRESS)
+    parser.add_argument("--how", default="loop", help=argparse.SUPPRESS)
+    parser.add_argument("--seed", type=int, default=0, help=argparse.SUPPRESS)
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
