@@ -1,6 +1,6 @@
 """What the service adds to a training: the same loop as a job and bare, metrics on and off.
 
-    python benchmarks/training_overhead.py [--epochs 28] [--rounds 1] [--append] [--by-hand]
+    python benchmarks/training_overhead.py [--epochs 20] [--rounds 1] [--append] [--by-hand]
 
 Each round trains the same network on the same arrays with the same threads, one after another:
 
@@ -178,7 +178,7 @@ def _by_hand(source: Path, options: argparse.Namespace) -> None:
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--epochs", type=int, default=28)
+    parser.add_argument("--epochs", type=int, default=20)
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--append", action="store_true", help="add to the rows of the result")
     parser.add_argument("--by-hand", action="store_true", help="one side more: plain torch")
