@@ -76,7 +76,11 @@ def _cholesky(basis: Tensor, block: Tensor) -> Tensor | None:
     eps = torch.finfo(block.dtype).eps
     eye = torch.eye(block.shape[-1], dtype=block.dtype, device=block.device)
     for shift in (4 * eps * block.shape[-1], 0.0):
-        columns = columns - basis @ (basis.mT @ columns)
+        inner = basis.mT @ columns
+        # In place: one n x k buffer less.
+        columns = (
+            columns.addmm_(basis, inner, alpha=-1) if columns.ndim == 2 else columns - basis @ inner
+        )
         # Rounding may make the Gram matrix of the first pass indefinite.
         factor, info = torch.linalg.cholesky_ex(columns.mT @ columns + shift * eye)
         # A column that lay in the span of the others, or in the basis, is only noise now.
