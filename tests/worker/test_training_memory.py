@@ -67,6 +67,15 @@ def test_an_allocation_that_the_kernel_refuses_ends_the_same_way(small: Site) ->
     assert "smaller batch" in job.error["fix"]
 
 
+def test_a_full_gpu_ends_the_same_way(small: Site) -> None:
+    text = "CUDA out of memory. Tried to allocate 20.00 GiB. GPU 0 has 15.78 GiB in total"
+    job = small.wait(small.submit("overfill", text=text))
+    assert (job.state, job.blame, job.reason) == (State.FAILED, Blame.RESOURCE, "out_of_memory")
+    assert job.error is not None
+    assert "20.00 GiB" in job.error["detail"]
+    assert "smaller batch" in job.error["fix"]
+
+
 def test_a_job_too_large_for_the_worker_is_left_for_another(small: Site) -> None:
     large = train(small, 16, peak_memory_bytes=LIMIT + 1)
     done = small.wait(train(small, 16, peak_memory_bytes=LIMIT).id)

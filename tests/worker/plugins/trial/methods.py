@@ -95,6 +95,11 @@ def gulp(spec: Trial, run: Run) -> Outcome:
     return Outcome([])
 
 
+def overfill(spec: Trial, run: Run) -> Outcome:
+    """End as torch does when the memory of a GPU is used up."""
+    raise torch.OutOfMemoryError(spec.text)
+
+
 def stuck(spec: Trial, run: Run) -> Outcome:
     """Hold the interpreter's lock in C code, deaf to every request."""
     run.event("trial.began", {"pid": os.getpid()})
@@ -197,5 +202,5 @@ def attempt(action: Callable[[], object]) -> str:
 ACTS: dict[str, Callable[[Trial, Run], Outcome]] = {
     act.__name__: act
     for act in (count, copy, rotate, refuse, crash, leave, abort, eat, gulp, stuck, idle)
-} | {act.__name__: act for act in (family, babble, strange, smuggle, probe, snoop)}
+} | {act.__name__: act for act in (family, babble, strange, smuggle, probe, snoop, overfill)}
 METHOD = Method("test.trial", Trial, run)
