@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 
 import pytest
-from crew import Site, embedded_site
+from crew import Site, embedded_site, until
 
 from stiefel_jobs.states import Blame, State
+from stiefel_worker.children import family
 
 
 @pytest.fixture(scope="module")
@@ -48,3 +52,15 @@ def test_memory_has_a_limit_and_two_deaths_of_it_are_enough(local: Site, act: st
 def test_a_deadline_ends_a_running_job(local: Site) -> None:
     job = local.wait(local.submit("idle", deadline_s=1.5), seconds=10)
     assert (job.state, job.blame, job.reason) == (State.FAILED, Blame.TIMEOUT, "deadline_passed")
+
+
+def test_the_family_of_a_process_is_found_over_generations() -> None:
+    child = "import subprocess, sys; subprocess.run([sys.executable, '-c', 'input()'])"
+    parent = subprocess.Popen([sys.executable, "-c", child], stdin=subprocess.PIPE)
+    try:
+        until(lambda: len(family(parent.pid)) == 2, 20)
+        assert family(parent.pid)[0] == parent.pid
+        assert set(family(parent.pid)) < set(family(os.getpid()))
+    finally:
+        parent.communicate(b"\n", timeout=20)
+    assert family(parent.pid) == [parent.pid]

@@ -12,6 +12,9 @@ from stiefel_worker.scratch import Scratch, UnsafePathError
 from stiefel_worker.uploads import Snapshot
 
 PACE_S = 0.25
+#: Uploads take at most one part in so many of the time, as long as the wait stays bearable.
+REST = 50
+REST_S = 30.0
 log = logging.getLogger(__name__)
 
 
@@ -51,7 +54,9 @@ class Checkpointer:
         self._waiting = snapshot
 
     def advance(self, *, at_once: bool = False) -> None:
-        """Start the waiting upload when the one before is done, at most half of the time.
+        """Start the waiting upload when the one before is done and the job had its rest.
+
+        What a job loses with its process is then seconds; what it loses to uploads, a few percent.
 
         Raises:
             StaleFenceError: the job has moved on.
@@ -60,7 +65,8 @@ class Checkpointer:
         now = time.monotonic()
         if self._running is not None and self._running.done():
             finished, self._running = self._running, None
-            self._due = now + max(PACE_S, now - self._began)
+            took = now - self._began
+            self._due = now + max(PACE_S, took, min(REST * took, REST_S))
             _report(finished)
         if self._running is None and self._waiting is not None and (at_once or now >= self._due):
             snapshot, self._waiting = self._waiting, None
