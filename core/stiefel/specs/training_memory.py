@@ -1,7 +1,7 @@
 """How much memory a training job will take at its peak: an estimate to admit jobs by.
 
 Counted are the numbers that must exist at once; what libraries take beside them is measured and
-added. Right to within a factor of two where it matters (``benchmarks/training_memory.py``), and
+added. ``benchmarks/training_memory.py`` holds it against the measured peak. It is
 meant to err upwards: a job that is refused can be made smaller, one that dies has cost hours.
 """
 
