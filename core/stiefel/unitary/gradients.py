@@ -125,7 +125,8 @@ def squared_norm(gradient: Gradient) -> Tensor:
     scales = [torch.linalg.vector_norm(x, dim=(-2, -1), keepdim=True) for x in (a, b)]
     a, b = (x / torch.where(s > 0, s, 1.0) for x, s in zip((a, b), scales, strict=True))
     units = ((a.mH @ a).to(wide) * (b.mH @ b).mT).sum((-2, -1)).real
-    return units * (scales[0].double() * scales[1].double()).square()[..., 0, 0]
+    squared: Tensor = units * (scales[0].double() * scales[1].double()).square()[..., 0, 0]
+    return squared
 
 
 def scaled(gradient: Gradient, factor: Tensor | float) -> Gradient:
