@@ -127,8 +127,8 @@ class Supervisor:
             self._api.start()
             if not self._await_api():
                 return 0 if self._stopping else 1
-            self._worker.start()
             self._announce()
+            self._worker.start()
             ready()
             while not self._stopping:
                 self._api.look(self._say)
@@ -155,8 +155,10 @@ class Supervisor:
         return False
 
     def _announce(self) -> None:
-        """Leave the URL where clients of this machine look for it."""
-        (self.data_dir / "api_url").write_text(self.url, encoding="ascii")
+        """Leave the URL where clients of this machine look for it, whole or not at all."""
+        draft = self.data_dir / "api_url.draft"
+        draft.write_text(self.url, encoding="ascii")
+        draft.replace(self.data_dir / "api_url")
 
     def _stop(self) -> None:
         (self.data_dir / "api_url").unlink(missing_ok=True)
