@@ -16,41 +16,20 @@ import sys
 from pathlib import Path
 
 import torch
-from torch import nn
-
-from stiefel.lowrank import LowRankIntegrator, LowRankLinear
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests/core/lowrank"))
-from test_memory import LiveBytes, steps  # found only with the line above
-
-ROWS = 8
+from test_memory import layer_memory  # found only with the line above
 
 
 def measure(n: int, m: int, rank: int) -> dict[str, float]:
     """Peak bytes of the layer, the yardstick, and what dense AdamW holds."""
-    generator = torch.Generator().manual_seed(0)
-    layer = LowRankLinear(m, n, rank, generator=generator)
-    net = nn.Sequential(layer)
-    optimizer = torch.optim.AdamW(net.parameters(), lr=1e-3)
-    integrator = LowRankIntegrator(net, optimizer, phase=3, min_rank=rank, max_rank=rank)
-    x = torch.randn(ROWS, m, generator=generator)
-    steps(net, integrator, x, 3)
-    live = LiveBytes()
-    for tensor in (layer.U, layer.V, layer.S, layer.bias):
-        live.track(tensor)
-    for parameter in net.parameters():
-        for value in optimizer.state[parameter].values():
-            live.track(value)
-    with live:
-        steps(net, integrator, x, 6)
-    peak = live.peak - 4 * ROWS * (4 * n + 2 * m + 8 * rank) - 4 * 8 * n
-    bound = 4 * (2 * 2 * rank * (n + m) + 3 * (2 * rank) ** 2)
+    peak, factors = layer_memory(n, m, rank)
     return {
         "n": n,
         "m": m,
         "rank": rank,
         "peak_MB": round(peak / 1e6, 2),
-        "of_factors": round(peak / bound, 2),
+        "of_factors": round(peak / factors, 2),
         "dense_MB": round(4 * 4 * n * m / 1e6, 2),
     }
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from running import Cell, Figure, connected, parser, reproduce
+from running import Cell, Figure, both_variants, connected, parser, reproduce
 
 
 def cells(options: argparse.Namespace) -> list[Cell]:
@@ -34,13 +34,9 @@ def cells(options: argparse.Namespace) -> list[Cell]:
     projunn = common | {
         "method": "train.projunn",
         "network": network | {"initialisation": "identity"},
-        "rank": 1,
         "learning_rate_divider": options.divider,
     }
-    made = [
-        Cell(f"projUNN-{name}, k=1", projunn | {"variant": variant}, 0.0)
-        for name, variant in (("T", "tangent"), ("D", "direct"))
-    ]
+    made = both_variants(projunn, 0.0)
     free = common | {"method": "train.dense", "network": network | {"activation": "tanh"}}
     return [*made, Cell("free RNN, tanh", free, None)]
 

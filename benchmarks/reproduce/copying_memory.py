@@ -13,7 +13,7 @@ import argparse
 import math
 from typing import Any
 
-from running import Cell, Figure, connected, parser, reproduce
+from running import Cell, Figure, both_variants, connected, parser, reproduce
 
 SYMBOLS, LENGTH = 8, 10
 
@@ -37,13 +37,9 @@ def cells(options: argparse.Namespace) -> list[Cell]:
     projunn = common | {
         "method": "train.projunn",
         "network": {"family": "rnn", "hidden": options.hidden, "activation": "relu"},
-        "rank": 1,
         "learning_rate_divider": options.divider,
     }
-    made = [
-        Cell(f"projUNN-{name}, k=1", projunn | {"variant": variant}, 0.0)
-        for name, variant in (("T", "tangent"), ("D", "direct"))
-    ]
+    made = both_variants(projunn, 0.0)
     for activation in ("relu", "tanh"):
         network = {"family": "rnn", "hidden": options.hidden, "activation": activation}
         free = common | {"method": "train.dense", "network": network, "clip_norm": 1.0}

@@ -21,11 +21,11 @@ from typing import Any
 
 import httpx
 
+from stiefel_jobs.states import TERMINAL
+
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from stage import publish, service
-
-OVER = {"succeeded", "failed", "cancelled", "expired"}
 
 
 @dataclass(frozen=True)
@@ -52,6 +52,15 @@ class Figure:
     metric: str = "test_accuracy"
     scale: float = 100.0
     more: tuple[str, ...] = ()
+
+
+def both_variants(spec: dict[str, Any], paper: float) -> list[Cell]:
+    """projUNN-T and -D at k = 1 under one recipe."""
+    named = (("T", "tangent"), ("D", "direct"))
+    return [
+        Cell(f"projUNN-{name}, k=1", spec | {"rank": 1, "variant": variant}, paper)
+        for name, variant in named
+    ]
 
 
 def parser(doc: str | None) -> argparse.ArgumentParser:
@@ -122,7 +131,7 @@ def _ends(client: httpx.Client, batch: str) -> Iterator[dict[str, Any]]:
     while True:
         members = _checked(client.get(f"/v1/batches/{batch}?wait=50"))["jobs"]
         for member in members:
-            if member["status"] in OVER and member["job"] not in seen:
+            if member["status"] in TERMINAL and member["job"] not in seen:
                 seen.add(member["job"])
                 yield _checked(client.get(f"/v1/jobs/{member['job']}"))
         if len(seen) == len(members):
