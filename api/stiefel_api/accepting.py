@@ -5,6 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from typing import Annotated
+
+from fastapi import Header
 
 from stiefel_api.checks import Checked, check
 from stiefel_api.service import Service
@@ -15,6 +18,17 @@ from stiefel_jobs.store.replays import earlier_job
 from stiefel_jobs.store.submit import submit
 
 _TRACEPARENT = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
+
+IdempotencyKey = Annotated[
+    str | None,
+    Header(
+        min_length=1,
+        max_length=255,
+        description="Any unique text. Repeating a request with its key within 7 days gives what "
+        "the first one made.",
+        examples=["8e03978e-40d5-43e8-bc93-6894a57f9324"],
+    ),
+]
 
 
 def accept(

@@ -26,8 +26,7 @@ from stiefel_api.views.history import PlanView, TrainingPlanView
 from stiefel_jobs.errors import NotFoundError
 from stiefel_jobs.records import Artifact
 from stiefel_jobs.store import artifacts
-from stiefel_jobs.store.sweep import too_large
-from stiefel_jobs.store.workers import largest_share, list_workers
+from stiefel_jobs.store.workers import largest_share, list_workers, too_large
 
 _LISTED = 1000
 #: A checkpoint of many shards has few tensors in each; all of them together stay parseable.

@@ -20,6 +20,7 @@ import stiefel
 from stiefel_jobs.blobs import Blobs
 from stiefel_jobs.database import Database
 from stiefel_jobs.settings import GIB, Settings
+from stiefel_jobs.store.workers import MEMORY, MEMORY_FIELDS
 
 MEMORY_SHARE = 0.9  # of the machine; the rest is for the worker itself and its neighbours
 
@@ -91,9 +92,9 @@ class Shop:
     @property
     def devices(self) -> dict[str, int]:
         """What one job may use here, as the worker reports it."""
-        found = {"threads": self.threads, "memory_bytes": self.memory_bytes}
+        found = {"threads": self.threads, MEMORY: self.memory_bytes}
         gpu = self.cuda_memory_bytes
-        return found if gpu is None else found | {"cuda_memory_bytes": gpu}
+        return found if gpu is None else found | {MEMORY_FIELDS["cuda"]: gpu}
 
     def data_limit(self, queue: str) -> int | None:
         """Private bytes a job may map. A CUDA driver maps far more than it uses: no limit there."""

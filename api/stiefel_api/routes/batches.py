@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from fastapi import APIRouter, Header, Path, Query, Request, Response
 from starlette.concurrency import run_in_threadpool
 
+from stiefel_api.accepting import IdempotencyKey
 from stiefel_api.batching import accept_batch, plan_batch
 from stiefel_api.comparing import compare
 from stiefel_api.cursors import AfterId, Limit
@@ -61,16 +62,7 @@ def create(
     dry_run: Annotated[
         bool, Query(description="Check and plan, but make no job.", examples=[False])
     ] = False,
-    idempotency_key: Annotated[
-        str | None,
-        Header(
-            min_length=1,
-            max_length=255,
-            description="Any unique text. Repeating a request with its key within 7 days gives "
-            "the batch that the first one made.",
-            examples=["3d3f3f0c-7b0a-4b0e-9d5e-0e2f6f6f1c11"],
-        ),
-    ] = None,
+    idempotency_key: IdempotencyKey = None,
 ) -> Response:
     """Check every cell as a job of its own, then queue all of them in one transaction.
 

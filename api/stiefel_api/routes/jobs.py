@@ -8,7 +8,7 @@ from typing import Annotated
 from fastapi import APIRouter, Header, Path, Query, Request, Response
 from starlette.concurrency import run_in_threadpool
 
-from stiefel_api.accepting import accept
+from stiefel_api.accepting import IdempotencyKey, accept
 from stiefel_api.checks import check
 from stiefel_api.cursors import AfterId, Limit
 from stiefel_api.following import job_response, settle, wait_for_change
@@ -59,16 +59,7 @@ async def create(
     dry_run: Annotated[
         bool, Query(description="Check and plan, but make no job.", examples=[False])
     ] = False,
-    idempotency_key: Annotated[
-        str | None,
-        Header(
-            min_length=1,
-            max_length=255,
-            description="Any unique text. Repeating a request with its key within 7 days gives "
-            "the job that the first one made.",
-            examples=["8e03978e-40d5-43e8-bc93-6894a57f9324"],
-        ),
-    ] = None,
+    idempotency_key: IdempotencyKey = None,
     prefer: Annotated[
         str | None,
         Header(

@@ -10,12 +10,11 @@ from sqlalchemy import ColumnElement, Connection, Row, delete, select, update
 
 from stiefel_jobs.database import Database
 from stiefel_jobs.records import SweepReport
-from stiefel_jobs.settings import GIB
 from stiefel_jobs.states import LEASED, Blame, State
 from stiefel_jobs.store.attempts import give_up, lose
 from stiefel_jobs.store.changes import change
 from stiefel_jobs.store.outbox import SENT_KEPT_S
-from stiefel_jobs.store.workers import largest_share
+from stiefel_jobs.store.workers import largest_share, too_large
 from stiefel_jobs.tables import idempotency, jobs, outbox
 
 #: An unsent message this old has been forgotten by whoever should have sent it.
@@ -92,17 +91,6 @@ def _refuse_misfits(db: Database) -> list[tuple[str, State]]:
 def _refuse(share: int, connection: Connection, db: Database, row: Row[Any]) -> State:
     error = too_large(row.peak_memory_bytes, share)
     return give_up(connection, db, row, reason=error["code"], blame=Blame.RESOURCE, error=error)
-
-
-def too_large(needed: int, share: int) -> dict[str, str]:
-    """Say that a job fits no worker, with both figures and what can be done."""
-    return {
-        "code": "too_large",
-        "detail": f"The job needs about {needed / GIB:.1f} GiB of memory; the largest worker "
-        f"gives one job {share / GIB:.1f} GiB.",
-        "fix": "Choose a smaller job (batch_size, a smaller network, fewer or smaller tensors), "
-        "or start a larger worker.",
-    }
 
 
 def _tidy(db: Database, requeued: tuple[str, ...]) -> tuple[tuple[str, str], ...]:

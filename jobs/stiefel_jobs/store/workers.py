@@ -9,6 +9,7 @@ from sqlalchemy import delete, select
 
 from stiefel_jobs.database import Database
 from stiefel_jobs.records import Worker
+from stiefel_jobs.settings import GIB
 from stiefel_jobs.store.changes import upsert
 from stiefel_jobs.tables import workers
 
@@ -61,6 +62,17 @@ def largest_share(db: Database, queue: str) -> int | None:
     shares = [worker.devices.get(field) for worker in list_workers(db) if queue in worker.queues]
     known = [share for share in shares if isinstance(share, int)]
     return max(known) if known and len(known) == len(shares) else None
+
+
+def too_large(needed: int, share: int) -> dict[str, str]:
+    """Say that a job fits no worker, with both figures and what can be done."""
+    return {
+        "code": "too_large",
+        "detail": f"The job needs about {needed / GIB:.1f} GiB of memory; the largest worker "
+        f"gives one job {share / GIB:.1f} GiB.",
+        "fix": "Choose a smaller job (batch_size, a smaller network, fewer or smaller tensors), "
+        "or start a larger worker.",
+    }
 
 
 def forget_worker(db: Database, *, worker: str) -> None:
