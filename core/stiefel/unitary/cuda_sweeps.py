@@ -2,29 +2,28 @@
 
 Shapes as in ``cpu_sweeps``: U (m, n, p); left, dots (m, k, n); right (m, k, p); partial
 (m, blocks, k, p), one slice per block of rows, so that the sum over blocks has a fixed order.
+
+Only constexpr arguments are annotated: Triton looks up every other name in an annotation among
+the constants of the module, and refuses to compile where it finds none.
 """
 
 from __future__ import annotations
 
-from typing import Any
-
 import triton
 import triton.language as tl
 
-Pointer = Any
-
 
 @triton.jit  # type: ignore[untyped-decorator, unused-ignore]
-def products(  # noqa: D103 - see the module
-    U: Pointer,
-    left: Pointer,
-    right: Pointer,
-    dots: Pointer,
-    partial: Pointer,
-    n: Any,
-    p: Any,
-    k: Any,
-    blocks: Any,
+def products(  # type: ignore[no-untyped-def]  # noqa: D103 - see the module
+    U,
+    left,
+    right,
+    dots,
+    partial,
+    n,
+    p,
+    k,
+    blocks,
     K: tl.constexpr,
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
@@ -51,13 +50,13 @@ def products(  # noqa: D103 - see the module
 
 
 @triton.jit  # type: ignore[untyped-decorator, unused-ignore]
-def update(  # noqa: D103 - see the module
-    U: Pointer,
-    weights: Pointer,
-    vectors: Pointer,
-    n: Any,
-    p: Any,
-    q: Any,
+def update(  # type: ignore[no-untyped-def]  # noqa: D103 - see the module
+    U,
+    weights,
+    vectors,
+    n,
+    p,
+    q,
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
 ) -> None:

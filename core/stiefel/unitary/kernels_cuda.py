@@ -19,7 +19,9 @@ from stiefel.unitary.drift import restore_before_step_
 from stiefel.unitary.rank_k_update import Products, Variant, update_factors
 
 LARGEST_RANK = 8
-_ROWS, _COLUMNS = 64, 64
+# Tiles: a larger one for the products spills registers (ptxas for sm_90, rank 8), and many short
+# blocks of rows keep all multiprocessors of a GPU busy at n = 2048.
+_PRODUCT_ROWS, _ROWS, _COLUMNS = 16, 64, 64
 
 
 def supports(W: Tensor, rank: int) -> bool:
@@ -58,10 +60,10 @@ def fused_products(W: Tensor, a: Tensor, b: Tensor) -> Products:
     U, left, right = _flat(W), _rows(a), _rows(b)
     m, n, p = U.shape
     k = left.shape[1]
-    blocks = -(-n // _ROWS)
+    blocks = -(-n // _PRODUCT_ROWS)
     dots = torch.empty(m, k, n, device=W.device)
     partial = torch.empty(m, blocks, k, p, device=W.device)
-    sizes = {"K": _padded(k), "ROWS": _ROWS, "COLUMNS": _COLUMNS}
+    sizes = {"K": _padded(k), "ROWS": _PRODUCT_ROWS, "COLUMNS": _COLUMNS}
     _kernels()[0][(blocks, m)](U, left, right, dots, partial, n, p, k, blocks, **sizes)
     shape = W.shape[:-2]
     return Products(dots.mT.reshape(*shape, n, k), partial.sum(1).mT.reshape(*shape, p, k))
