@@ -25,6 +25,7 @@ from stiefel.lowrank.members import (
     Member,
     check_members,
     drop_non_finite,
+    grown_rule,
     rank_rule,
     trainable_layers,
 )
@@ -241,7 +242,7 @@ class LowRankIntegrator:
         member.phases += 1
         if member.phases % REORTHONORMALIZE_EVERY == 0:
             factors = _reorthonormalized(factors)
-        rule = replace(member.rule, least=member.rank) if self.grow_only else member.rule
+        rule = grown_rule(member) if self.grow_only else member.rule
         cut = truncate_core(
             factors.core, rule, rank=None if self.adaptive else member.rank, if_zero=member.rank
         )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -79,6 +79,13 @@ def rank_rule(
     upper = None if most is None else max(most, 1)
     lower = lower if upper is None or least is not None else min(lower, upper)
     return RankRule(tolerance, relative, lower, upper)
+
+
+def grown_rule(member: Member) -> RankRule:
+    """Return the member's rule for ranks that never fall; its upper bound still holds."""
+    rule = member.rule
+    least = max(rule.least, member.rank)
+    return replace(rule, least=least if rule.most is None else min(least, rule.most))
 
 
 def drop_non_finite(

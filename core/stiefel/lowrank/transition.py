@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import nn
@@ -113,6 +114,15 @@ class CuttlefishSwitch:
         for name, layer in self.layers.items():
             enter_factors(layer, optimizer, rank=ranks[name])
         return ranks
+
+    def state_dict(self) -> dict[str, Any]:
+        """What has been observed."""
+        return {"scale": dict(self._scale), "history": [dict(seen) for seen in self.history]}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Resume the observation of the same layers."""
+        self._scale = dict(state["scale"])
+        self.history = [dict(seen) for seen in state["history"]]
 
     def _estimate(self) -> dict[str, float]:
         return {

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from stiefel.lowrank.convert import to_low_rank
 from stiefel.lowrank.integrator import LowRankIntegrator
+from stiefel.lowrank.layer import LowRankLayer
 from stiefel.methods.protocol import Method, Outcome, Run
 from stiefel.methods.training import run_training
 from stiefel.specs.train_low_rank import TrainDlrtSpec
@@ -15,6 +16,7 @@ from stiefel.training.low_rank import IntegratorStepper, low_rank_exports, low_r
 from stiefel.training.naming import check_layer_names
 from stiefel.training.optimizers import build_optimizer
 from stiefel.training.stepper import Stepper
+from stiefel.training.warm_up import WarmUpStepper
 
 
 class DynamicalLowRank:
@@ -23,6 +25,7 @@ class DynamicalLowRank:
     def attach(self, network: nn.Module, spec: TrainDlrtSpec, *, steps: int) -> Stepper:
         """See :class:`stiefel.training.session.Constraint`."""
         check_layer_names(network, spec.include, spec.exclude)
+        self._network, self._spec = network, spec
         self._conversion = to_low_rank(
             network,
             spec.initial_rank,
@@ -30,19 +33,30 @@ class DynamicalLowRank:
             exclude=spec.exclude,
             keep_last=spec.keep_last,
             keep_norm=spec.weights is None,
+            dense=spec.warm_up is not None,
         )
-        optimizer = build_optimizer(spec.optimizer, network.parameters())
-        self._integrator = LowRankIntegrator(
-            network,
-            optimizer,
+        self._optimizer = build_optimizer(spec.optimizer, network.parameters())
+        if spec.warm_up is None:
+            return self._factored()
+        return WarmUpStepper(
+            network, self._optimizer, spec.warm_up, steps=steps, then=self._factored
+        )
+
+    def _factored(self) -> IntegratorStepper:
+        spec = self._spec
+        integrator = LowRankIntegrator(
+            self._network,
+            self._optimizer,
             tolerance=spec.truncation_tolerance,
+            relative=spec.relative,
             adaptive=spec.adaptive,
             min_rank=spec.min_rank,
             max_rank=spec.max_rank,
             phase=spec.phase,
             variant=spec.variant,
+            grow_only=spec.grow_only,
         )
-        return IntegratorStepper(self._integrator, freeze_from=spec.freeze_from)
+        return IntegratorStepper(integrator, freeze_from=spec.freeze_from)
 
     def exports(self, network: nn.Module) -> dict[str, dict[str, Tensor]]:
         """Factored and merged."""
@@ -50,7 +64,8 @@ class DynamicalLowRank:
 
     def layers(self, network: nn.Module) -> list[dict[str, Any]]:
         """Ranks, and reasons of what was skipped."""
-        return low_rank_layers(self._conversion, self._integrator.ranks)
+        found = {name: m for name, m in network.named_modules() if isinstance(m, LowRankLayer)}
+        return low_rank_layers(self._conversion, {name: m.rank for name, m in found.items()})
 
 
 def run(spec: TrainDlrtSpec, run: Run) -> Outcome:

@@ -121,7 +121,7 @@ def _factorised(
     assert layer.matrix is not None
     n, m = flat(layer.matrix)
     rank = None
-    if sized and isinstance(spec, TrainDlrtSpec):
+    if sized and isinstance(spec, TrainDlrtSpec) and spec.warm_up is None:
         half = break_even_rank(n, m) // 2
         rank = spec.initial_rank or max(1, min(DEFAULT_RANK, half))
     reason = (

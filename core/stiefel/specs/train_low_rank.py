@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from stiefel.specs.conversion import Patterns
 from stiefel.specs.training import Optimizer, TrainingSpec
 
 Rank = Annotated[int, Field(ge=1, le=65_536)]
+Share = Annotated[float, Field(gt=0.0, le=1.0)]
 
 
 class LowRankTrainingSpec(TrainingSpec):
@@ -26,14 +27,39 @@ class LowRankTrainingSpec(TrainingSpec):
         return self
 
 
+class WarmUp(BaseModel):
+    """Dense training until the ranks have settled (Cuttlefish, arXiv 2305.02538)."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    period: Annotated[int, Field(ge=1, le=10_000_000)] = Field(
+        default=100, description="Steps between two looks at the stable ranks"
+    )
+    window: Annotated[int, Field(ge=1, le=1000)] = Field(
+        default=3, description="Looks over which a rank must have settled"
+    )
+    slope: Annotated[float, Field(gt=0.0, le=1e4)] = Field(
+        default=0.1, description="A rank that moves less than this per look has settled"
+    )
+    rank_share: Share = Field(
+        default=0.5, description="Ranks are at most this share of a layer's smaller side"
+    )
+    latest: Share = Field(
+        default=0.3, description="Share of the run after which layers are factorised in any case"
+    )
+
+
 class TrainDlrtSpec(LowRankTrainingSpec):
     """Dynamical low-rank training; arXiv 2205.13571."""
 
     summary: ClassVar[str] = "Low-rank training that finds every layer's rank (DLRT)."
 
     method: Literal["train.dlrt"] = "train.dlrt"
-    truncation_tolerance: Annotated[float, Field(ge=0.0, lt=1.0)] = Field(
+    truncation_tolerance: Annotated[float, Field(ge=0.0, le=1e6)] = Field(
         default=0.1, description="tau: keep the least rank whose tail norm is <= tau * ||S||"
+    )
+    relative: bool = Field(
+        default=True, description="False: the tail norm itself must be <= truncation_tolerance"
     )
     initial_rank: Rank | None = Field(
         default=None, description="Default: min(64, half the break-even rank) of each layer"
@@ -41,6 +67,14 @@ class TrainDlrtSpec(LowRankTrainingSpec):
     min_rank: Rank | None = None
     max_rank: Rank | None = None
     adaptive: bool = Field(default=True, description="False keeps the initial ranks")
+    grow_only: bool = Field(
+        default=False,
+        description="Ranks rise until 1 - tau^2 of the energy is explained, and never fall "
+        "(InRank, arXiv 2306.11250); start with a small initial_rank",
+    )
+    warm_up: WarmUp | None = Field(
+        default=None, description="Train dense first; the ranks then come from the weights"
+    )
     phase: Annotated[int, Field(ge=1, le=1000)] = Field(
         default=5, description="Batches from one truncation to the next"
     )
@@ -48,6 +82,19 @@ class TrainDlrtSpec(LowRankTrainingSpec):
     freeze_from: Annotated[float, Field(ge=0.0, le=1.0)] = Field(
         default=0.8, description="Share of the run after which ranks stay"
     )
+
+    @model_validator(mode="after")
+    def _agreeing(self) -> TrainDlrtSpec:
+        if self.relative and self.truncation_tolerance >= 1.0:
+            raise ValueError("a relative truncation_tolerance is below 1; or set relative: false")
+        if self.warm_up is not None and self.initial_rank is not None:
+            raise ValueError("initial_rank has no meaning with warm_up, which finds the ranks")
+        if self.grow_only and not self.adaptive:
+            raise ValueError("grow_only needs adaptive ranks")
+        least, most = self.min_rank, self.max_rank
+        if least is not None and most is not None and most < least:
+            raise ValueError("max_rank is below min_rank")
+        return self
 
 
 class TrainOialrSpec(LowRankTrainingSpec):

@@ -14,7 +14,7 @@ from stiefel.specs.data_facts import DataFacts
 from stiefel.specs.layers import Layer
 from stiefel.specs.selecting import PlannedLayer
 from stiefel.specs.signature import Signature
-from stiefel.specs.train_low_rank import LowRankTrainingSpec, TrainOialrSpec
+from stiefel.specs.train_low_rank import LowRankTrainingSpec, TrainDlrtSpec, TrainOialrSpec
 from stiefel.specs.training import TrainingSpec
 
 MIB = 2**20
@@ -51,11 +51,17 @@ def estimate_memory(
 def _constraint(spec: TrainingSpec, layers: Sequence[PlannedLayer]) -> int:
     """Bytes that a constraint takes beside the weights."""
     constrained = [item.layer.nbytes for item in layers if item.constraint]
-    if isinstance(spec, TrainOialrSpec):  # one whole decomposition at a time, in double precision
+    if isinstance(spec, TrainOialrSpec) or _warms_up(
+        spec
+    ):  # one whole decomposition at a time, in double precision
         return 2 * sum(constrained) + DECOMPOSITION * max(constrained)
     if isinstance(spec, LowRankTrainingSpec):  # bases, doubled while they are extended
         return 2 * sum(constrained)
     return sum(constrained)
+
+
+def _warms_up(spec: TrainingSpec) -> bool:
+    return isinstance(spec, TrainDlrtSpec) and spec.warm_up is not None
 
 
 def _activations(spec: TrainingSpec, signature: Signature, table: Sequence[Layer]) -> int:

@@ -112,6 +112,18 @@ def test_growth_never_lowers_a_rank(generator):
     assert seen[-1] > seen[0]
 
 
+def test_growth_keeps_the_bounds(generator):
+    net = network(generator, rank=4)
+    options = {"tolerance": 0.9, "grow_only": True, "phase": 1}
+    optimizer = torch.optim.SGD(net.parameters(), lr=1e-3)
+    integrator = LowRankIntegrator(net, optimizer, min_rank=6, **options)
+    run(net, integrator, generator, 1)
+    assert integrator.ranks["0"] == 6
+    integrator = LowRankIntegrator(net, optimizer, max_rank=3, **options)
+    run(net, integrator, generator, 1)
+    assert integrator.ranks["0"] == 3
+
+
 def test_frozen_bases_train_the_core_alone(generator):
     net = network(generator)
     integrator = LowRankIntegrator(net, torch.optim.AdamW(net.parameters(), lr=1e-2), phase=3)

@@ -42,6 +42,7 @@ FAMILIES: list[tuple[dict[str, Any], tuple[int, ...] | None]] = [
 METHODS: list[dict[str, Any]] = [
     {"method": "train.dlrt"},
     {"method": "train.dlrt", "initial_rank": 6},
+    {"method": "train.dlrt", "warm_up": {}},
     {"method": "train.oialr", "keep_last": False},
     {"method": "train.projunn"},
     {"method": "train.projunn", "include": ["*"], "exclude": ["head"]},
@@ -135,7 +136,7 @@ def constrain(built: nn.Module, spec: Any) -> tuple[dict[str, int | None], dict[
     rows = method.layers(built)
     ranked = {row["name"]: row["rank"] for row in rows if "rank" in row}
     left = {row["name"]: row["skipped"] for row in rows if "skipped" in row}
-    if spec.method == "train.oialr":
+    if spec.method == "train.oialr" or spec.warm_up is not None:  # ranks come later
         return dict.fromkeys(ranked), left
     return ranked, left
 
