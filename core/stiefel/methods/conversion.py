@@ -43,7 +43,7 @@ class NewTensor:
     name: str
     dtype: str
     data: Tensor
-    role: str  # projected | factor | merged
+    role: str  # projected | factor | merged | corrected
     claims: Mapping[str, float | int]
 
 
@@ -65,6 +65,7 @@ class Task:
     x: Tensor
     seed: int
     breathe: Callable[[], None]  # a safe point: raises StopRequested where a stop is wanted
+    curve: Callable[[int, Mapping[str, float]], None]  # one point of each of this tensor's curves
 
 
 @dataclass
@@ -148,7 +149,7 @@ def _convert_file(spec: ConversionSpec, shop: Workshop, file: str, convert: Conv
 
     def work(info: TensorInfo) -> Draft | None:
         item = selected.get(info.name)
-        return None if item is None else _draft(spec, shop, reader, item, convert)
+        return None if item is None else _draft(spec, shop, item, convert)
 
     left = [info for info in _writing_order(shop.plan, reader) if info.name not in ledger.done]
     largest = max((prod(info.shape) for info in left if info.name in selected), default=0)
@@ -210,19 +211,27 @@ def _copied(
     return entry
 
 
-def _draft(
-    spec: ConversionSpec,
-    shop: Workshop,
-    reader: TensorReader,
-    item: Planned,
-    convert: Convert,
-) -> Draft:
+def _draft(spec: ConversionSpec, shop: Workshop, item: Planned, convert: Convert) -> Draft:
     """Read and convert one tensor; runs beside the writing of earlier ones."""
     began = time.perf_counter()
-    x = read_finite(reader, item.tensor)
-    seed = _tensor_seed(spec.seed, item.tensor.name)
-    result = convert(Task(item, x, seed, lambda: _stop_if_wanted(shop.run)))
+    result = convert(task_for(spec, shop, item))
     return Draft(result, time.perf_counter() - began)
+
+
+def task_for(spec: ConversionSpec, shop: Workshop, item: Planned) -> Task:
+    """Read one tensor of the plan and make it ready to be converted."""
+    name = item.tensor.name
+
+    def curve(step: int, values: Mapping[str, float]) -> None:
+        shop.run.metrics(step, {f"{key}/{name}": value for key, value in values.items()})
+
+    return Task(
+        item,
+        read_finite(shop.readers[item.file], item.tensor),
+        _tensor_seed(spec.seed, name),
+        lambda: _stop_if_wanted(shop.run),
+        curve,
+    )
 
 
 def _written(

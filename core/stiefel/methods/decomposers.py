@@ -2,25 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from stiefel.errors import InvalidInputError
 from stiefel.linalg.truncated_svd import Svd, singular_values, truncated_svd, widened
-from stiefel.methods.conversion import Task, read_finite
+from stiefel.methods.conversion import Task
+from stiefel.methods.moments import Moments
 from stiefel.projection.low_rank import LowRank, low_rank, product_error, whole_svd
 from stiefel.projection.whitening import (
     Root,
+    SecondMoment,
     moment_root,
     unwhitened_factors,
     whitened_values,
 )
-from stiefel.specs.factorize_low_rank import FactorizeLowRankSpec, factor_stem
-from stiefel.weights import TensorReader
+from stiefel.specs.factorize_low_rank import FactorizeLowRankSpec
 
 
 @dataclass(frozen=True)
@@ -64,24 +64,34 @@ class ByWeights:
 
 @dataclass(frozen=True)
 class ByData:
-    """Best for the layer's output on calibration data, where the file has data on the layer."""
+    """Best for the layer's output on calibration data, where the file has data on the layer.
+
+    ``centred``: weights whose bias takes up the change of the mean; what the rules judge and the
+    factors minimise is then the change of the output about its mean.
+    """
 
     spec: FactorizeLowRankSpec
-    moments: TensorReader
+    moments: Moments
+    centred: Container[str]
     otherwise: Decomposer
 
     def spectrum(self, name: str, x: Tensor) -> Tensor:
         """The singular values of W R, whose tail is the change of the output."""
-        root = self._root(name, x)
-        return self.otherwise.spectrum(name, x) if root is None else whitened_values(x, root)
+        moment = self.moments.of(name, x)
+        if moment is None:
+            return self.otherwise.spectrum(name, x)
+        return whitened_values(x, self._root(name, moment))
 
     def decompose(self, task: Task, x: Tensor, rank: int) -> Decomposition:
         """The SVD of W R; cutting it undoes R."""
-        root = self._root(task.item.tensor.name, x)
-        if root is None:
+        name = task.item.tensor.name
+        moment = self.moments.of(name, x)
+        if moment is None:
             return self.otherwise.decompose(task, x, rank)
-        svd = Svd(*torch.linalg.svd(widened(x) @ root.lower, full_matrices=False))
-        whole = float(torch.linalg.vector_norm(svd.sigma)) or 1.0
+        root = self._root(name, moment)
+        wide = widened(x)
+        svd = Svd(*torch.linalg.svd(wide @ root.lower, full_matrices=False))
+        whole = float(((wide @ moment.matrix) * wide).sum().clamp_min(0).sqrt()) or 1.0
 
         def cut(r: int) -> LowRank:
             out, into = unwhitened_factors(svd, root, r, self.spec.factors)
@@ -93,20 +103,8 @@ class ByData:
 
         return Decomposition(svd.sigma, cut, more)
 
-    def _root(self, name: str, x: Tensor) -> Root | None:
-        info = self.moments.table.tensors.get(f"{factor_stem(name)}.second_moment")
-        if info is None:
-            return None
-        moment = read_finite(self.moments, info)
-        if x.is_complex() or tuple(moment.shape) != (x.shape[1], x.shape[1]):
-            raise InvalidInputError(
-                f"{info.name!r} is {tuple(moment.shape)}, but {name!r} takes real inputs of "
-                f"width {x.shape[1]}",
-                code="calibration_width",
-                tensor=name,
-                fix="Make the moment from the inputs of this layer, one row per input.",
-            )
-        return moment_root(moment.double())
+    def _root(self, name: str, moment: SecondMoment) -> Root:
+        return moment_root(moment.centred() if name in self.centred else moment.matrix)
 
 
 def _measured(x: Tensor, factor_out: Tensor, factor_in: Tensor) -> LowRank:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 
 from torch import Tensor
 
+from stiefel.methods.bias_correction import BiasCorrection, corrected_biases
 from stiefel.methods.conversion import (
     Convert,
     Converted,
@@ -17,6 +17,7 @@ from stiefel.methods.conversion import (
     read_finite,
 )
 from stiefel.methods.decomposers import ByData, ByWeights, Decomposer, Decomposition
+from stiefel.methods.moments import Moments, opened_moments
 from stiefel.methods.protocol import Method, Outcome, Run
 from stiefel.projection.low_rank import merge, relative_distance
 from stiefel.projection.rank_rules import (
@@ -25,33 +26,34 @@ from stiefel.projection.rank_rules import (
     rank_for_tolerance,
     ranks_for_budget,
 )
-from stiefel.specs.factorize_low_rank import CALIBRATION, UNKNOWN, FactorizeLowRankSpec
+from stiefel.specs.factorize_low_rank import UNKNOWN, FactorizeLowRankSpec
+from stiefel.specs.plan import Planned
 from stiefel.specs.rank_rules import BudgetRule, EnergyRule, RatioRule, ShareRule, ToleranceRule
 from stiefel.specs.treatment import Skip
-from stiefel.weights import Ledger, TensorReader
+from stiefel.weights import Ledger
 
 Ranks = Mapping[str, int]
 
 
 def run(spec: FactorizeLowRankSpec, run: Run) -> Outcome:
     """Factorise the checkpoint in ``run.input``; see ``convert_checkpoint`` for the errors."""
-
-    def prepare(shop: Workshop) -> Convert:
-        ranks = _spread_budget(spec, shop, decomposer)
-        return lambda task: factorize_tensor(spec, task, decomposer, ranks)
-
-    with _decomposer(spec, run) as decomposer:
-        return convert_checkpoint(spec, run, prepare)
+    with opened_moments(spec, run) as moments:
+        return convert_checkpoint(spec, run, lambda shop: _converter(spec, shop, moments))
 
 
-@contextmanager
-def _decomposer(spec: FactorizeLowRankSpec, run: Run) -> Iterator[Decomposer]:
-    """By the weights, or by the data where the spec names a calibration."""
-    if spec.calibration is None:
-        yield ByWeights(spec)
-        return
-    with TensorReader(run.input / CALIBRATION) as moments:
-        yield ByData(spec, moments, ByWeights(spec))
+def _converter(spec: FactorizeLowRankSpec, shop: Workshop, moments: Moments | None) -> Convert:
+    """By the weights, or by the data where there is a calibration."""
+    if moments is None:
+        return _factoring(spec, shop, ByWeights(spec))
+    biases = corrected_biases(spec, shop, moments)
+    by_data = ByData(spec, moments, frozenset(biases.values()), ByWeights(spec))
+    factorize = _factoring(spec, shop, by_data)
+    return BiasCorrection(spec, shop, moments, biases, factorize)
+
+
+def _factoring(spec: FactorizeLowRankSpec, shop: Workshop, decomposer: Decomposer) -> Convert:
+    ranks = _spread_budget(spec, shop, decomposer)
+    return lambda task: factorize_tensor(spec, task, decomposer, ranks)
 
 
 def factorize_tensor(
@@ -114,7 +116,7 @@ def _spread_budget(spec: FactorizeLowRankSpec, shop: Workshop, decomposer: Decom
     rule = spec.rule
     if not isinstance(rule, BudgetRule | ShareRule):
         return {}
-    shapes = {name: (item.rows, item.columns) for name, item in shop.plan.selected.items()}
+    shapes = {name: (item.rows, item.columns) for name, item in _weights(shop).items()}
     spectra = _spectra(shop, decomposer)
     if isinstance(rule, BudgetRule):
         budget = rule.value
@@ -123,17 +125,23 @@ def _spread_budget(spec: FactorizeLowRankSpec, shop: Workshop, decomposer: Decom
     return ranks_for_budget(spectra, shapes, budget)
 
 
+def _weights(shop: Workshop) -> dict[str, Planned]:
+    """What is selected, without the biases that follow their weights."""
+    chosen = shop.plan.selected.items()
+    return {name: item for name, item in chosen if len(item.tensor.shape) > 1}
+
+
 def _spectra(shop: Workshop, decomposer: Decomposer) -> dict[str, list[float]]:
     """Singular values of every selected matrix; found ones are kept for a resumed run."""
     with Ledger(shop.run.state / "spectra.jsonl", shop.identity) as found:
-        total = len(shop.plan.selected)
-        for name, item in shop.plan.selected.items():
+        weights = _weights(shop)
+        for name, item in weights.items():
             if name in found.done:
                 continue
             x = read_finite(shop.readers[item.file], item.tensor)
             sigma = decomposer.spectrum(name, x.reshape(item.rows, item.columns))
             found.add({"source": name, "file": item.file, "tensors": [], "sigma": sigma.tolist()})
-            shop.run.progress(len(found.done), total, unit="spectra")
+            shop.run.progress(len(found.done), len(weights), unit="spectra")
             shop.run.checkpoint(len(shop.ledger.done))
         return {entry["source"]: entry["sigma"] for entry in found.entries()}
 

@@ -16,7 +16,9 @@ from torch import Tensor
 from stiefel.errors import InvalidInputError
 from stiefel.linalg.truncated_svd import thin_svd, widened
 from stiefel.methods.conversion import Converted, NewTensor, Task, convert_checkpoint
+from stiefel.methods.moments import Moments, opened_moments
 from stiefel.methods.protocol import Method, Outcome, Run
+from stiefel.projection.procrustes import Procrustes, procrustes_for_moment
 from stiefel.projection.uwpa import uwpa
 from stiefel.specs.project_unitary import ProjectUnitarySpec
 from stiefel.weights.dtypes import TORCH
@@ -35,24 +37,33 @@ class Nearest:
 
 def run(spec: ProjectUnitarySpec, run: Run) -> Outcome:
     """Project the checkpoint in ``run.input``; see ``convert_checkpoint`` for the errors."""
-    return convert_checkpoint(spec, run, lambda shop: lambda task: project(spec, task))
+    with opened_moments(spec, run) as moments:
+        return convert_checkpoint(spec, run, lambda shop: lambda task: project(spec, task, moments))
 
 
-def project(spec: ProjectUnitarySpec, task: Task) -> Converted:
+def project(spec: ProjectUnitarySpec, task: Task, moments: Moments | None = None) -> Converted:
     """Project one tensor and measure what came out."""
     item = task.item
     wide = item.rows < item.columns
     matrix = task.x.reshape(item.rows, item.columns)
+    moment = moments.of(item.tensor.name, matrix) if moments is not None else None
     # Wide matrices are transposed once, here, and back once, at the end.
     x = widened(matrix.mH if wide else matrix)
     nearest = closed_form(spec, x, item.tensor.dtype, item.tensor.name)
     gain = float(nearest.sigma.mean()) if spec.scale == "mean" else 1.0
-    factor, effort = _fitted(spec, x, task) if spec.algorithm == "uwpa" else (nearest.factor, {})
+    factor, effort = nearest.factor, dict[str, float]()
+    if moment is not None:
+        aware = procrustes_for_moment(widened(matrix), moment.matrix, scale=spec.scale)
+        factor, gain = aware.factor.mH if wide else aware.factor, aware.gain
+    elif spec.algorithm == "uwpa":
+        factor, effort = _fitted(spec, x, task)
     values = factor if gain == 1.0 else gain * factor
     dtype = spec.stored_dtype(item.tensor.dtype)
     stored = (values.mH if wide else values).to(TORCH[dtype]).reshape(item.tensor.shape)
     kept = widened(stored.reshape(item.rows, item.columns))
     claims = _claims(x, kept.mH if wide else kept, nearest, gain)
+    if moment is not None:
+        claims |= _output_claims(widened(matrix), kept, moment.matrix, aware)
     before = {
         "largest_singular_value": float(nearest.sigma[0]),
         "least_singular_value": float(nearest.sigma[-1]),
@@ -85,15 +96,42 @@ def closed_form(spec: ProjectUnitarySpec, x: Tensor, dtype: str, name: str) -> N
     return Nearest(factor, svd.sigma, signs)
 
 
-def _fitted(spec: ProjectUnitarySpec, x: Tensor, task: Task) -> tuple[Tensor, dict[str, int]]:
-    """The factor by gradient descent through the exponential, in the precision of the input."""
+def _fitted(spec: ProjectUnitarySpec, x: Tensor, task: Task) -> tuple[Tensor, dict[str, float]]:
+    """The factor by gradient descent through the exponential, in the precision of the input.
+
+    Beside it the fitted loss ||W / s - Q||^2, the least that any Q has, and what of the difference
+    is due to the determinant, +1 for every exponential of a real skew matrix.
+    """
+
+    def tell(iteration: int, loss: float) -> None:
+        task.curve(iteration, {"fit_loss": loss})
+        task.breathe()
+
     fit = uwpa(
         x.to(torch.promote_types(task.x.dtype, torch.float32)),
         limit=spec.iterations,
-        on_iteration=lambda iteration, loss: task.breathe(),
+        on_iteration=tell,
     )
-    effort = {"iterations": fit.iterations, "exponentials": fit.exponentials}
-    return widened(fit.factor), effort
+    return widened(fit.factor), {
+        "iterations": fit.iterations,
+        "exponentials": fit.exponentials,
+        "fitted_loss": fit.loss,
+        "closed_form_loss": fit.optimum,
+        "determinant_gap": fit.determinant_gap,
+    }
+
+
+def _output_claims(w: Tensor, kept: Tensor, moment: Tensor, aware: Procrustes) -> dict[str, float]:
+    """How far outputs on the data move, over their norm: as stored, at best, by the weights alone.
+
+    A wide matrix has no closed form: what the iteration reached is then no bound, and not claimed.
+    """
+    change = w - kept
+    moved, whole = (float(((y @ moment) * y).sum().clamp_min(0)) for y in (change, w))
+    claims = {"output_error": math.sqrt(moved / whole) if whole else 0.0}
+    if aware.exact:
+        claims["optimal_output_error"] = aware.distance
+    return claims | {"polar_output_error": aware.plain_distance}
 
 
 def _check_unique(largest: float, least: float, dtype: str, name: str) -> None:

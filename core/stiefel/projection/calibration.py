@@ -86,8 +86,16 @@ def collect_moments(
 
 
 def moment_tensors(moments: Mapping[str, SecondMoment]) -> dict[str, Tensor]:
-    """The moments as the conversion method's ``calibration`` file names them, N.second_moment."""
-    return {f"{name}.second_moment": moment.matrix.clone() for name, moment in moments.items()}
+    """The moments as the conversion methods' ``calibration`` file names them.
+
+    ``N.second_moment`` (m, m), ``N.first_moment`` (m,) and ``N.count`` of every layer N.
+    """
+    tensors = {}
+    for name, moment in moments.items():
+        tensors[f"{name}.second_moment"] = moment.matrix.clone()
+        tensors[f"{name}.first_moment"] = moment.total.clone()
+        tensors[f"{name}.count"] = torch.tensor(float(moment.count), dtype=torch.float64)
+    return tensors
 
 
 def factorize_model(

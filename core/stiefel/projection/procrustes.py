@@ -22,6 +22,8 @@ from stiefel.errors import InvalidInputError
 from stiefel.linalg import polar_factor
 from stiefel.projection.nearest import Scale
 
+UNSEEN = 1e-9  # weight of directions without data, over the mean moment
+
 
 @dataclass(frozen=True)
 class Procrustes:
@@ -84,22 +86,51 @@ def procrustes(
         problem = _Problem(
             moment, wanted.mT @ rows.conj() / count, _inner(wanted, wanted) / count, scale
         )
-    plain = _polar(w)
-    if w.shape[0] >= w.shape[1]:
-        factor, iterations = _polar(problem.aligned), 0
-    else:
-        starts = (plain, _polar(problem.aligned))
-        best = min(starts, key=problem.square)
-        factor, iterations = _majorised(problem, best, tolerance, limit)
-    whole = max(problem.norm, torch.finfo(wide).tiny)
-    return Procrustes(
-        factor=factor,
-        gain=problem.gain(factor),
-        distance=(problem.square(factor) / whole) ** 0.5,
-        plain_distance=(problem.square(plain) / whole) ** 0.5,
-        exact=w.shape[0] >= w.shape[1],
-        iterations=iterations,
-    )
+    return _solved(w, problem, tolerance, limit)
+
+
+def procrustes_for_moment(
+    w: Tensor,
+    moment: Tensor,
+    *,
+    scale: Scale = "none",
+    tolerance: float = 1e-7,
+    limit: int = 500,
+) -> Procrustes:
+    """As :func:`procrustes`, from the second moment of the inputs alone.
+
+    Args:
+        w: ``(n, m)``.
+        moment: ``(m, m)`` C = sum x x^H over inputs x, at any scale.
+        scale: see :func:`procrustes`, like tolerance and limit.
+        tolerance: see scale.
+        limit: see scale.
+
+    Raises:
+        InvalidInputError: shapes that do not fit, a zero moment, or non-finite entries.
+
+    Directions that the inputs never had follow the weights: a thousand-millionth of the mean
+    moment is added to the diagonal, without which the nearest factor would not be unique.
+    """
+    if w.ndim != 2 or tuple(moment.shape) != (w.shape[1], w.shape[1]):
+        raise InvalidInputError(
+            f"a moment {tuple(moment.shape)} does not fit weights {tuple(w.shape)}",
+            code="calibration_width",
+            fix="the moment is square, one row per column of the weights",
+        )
+    wide = torch.promote_types(torch.promote_types(w.dtype, moment.dtype), torch.float32)
+    w, moment = w.detach().to(wide), moment.detach().to(wide)
+    mean = float(moment.diagonal().real.mean())
+    if not (mean > 0 and bool(torch.isfinite(moment).all())):
+        raise InvalidInputError(
+            "the moment of the inputs is zero or not finite",
+            code="empty_calibration",
+            fix="give batches that reach the layer",
+        )
+    moment = moment / mean
+    moment = moment + UNSEEN * torch.eye(len(moment), dtype=wide, device=moment.device)
+    problem = _Problem(moment, w @ moment, _inner(w, w @ moment), scale)
+    return _solved(w, problem, tolerance, limit)
 
 
 class _Problem:
@@ -120,6 +151,25 @@ class _Problem:
         s = self.gain(q)
         cross, quadratic = _inner(q, self.aligned), _inner(q, q @ self.moment)
         return max(0.0, self.norm - 2 * s * cross + s * s * quadratic)
+
+
+def _solved(w: Tensor, problem: _Problem, tolerance: float, limit: int) -> Procrustes:
+    plain = _polar(w)
+    if w.shape[0] >= w.shape[1]:
+        factor, iterations = _polar(problem.aligned), 0
+    else:
+        starts = (plain, _polar(problem.aligned))
+        best = min(starts, key=problem.square)
+        factor, iterations = _majorised(problem, best, tolerance, limit)
+    whole = max(problem.norm, torch.finfo(w.dtype).tiny)
+    return Procrustes(
+        factor=factor,
+        gain=problem.gain(factor),
+        distance=(problem.square(factor) / whole) ** 0.5,
+        plain_distance=(problem.square(plain) / whole) ** 0.5,
+        exact=w.shape[0] >= w.shape[1],
+        iterations=iterations,
+    )
 
 
 def _majorised(problem: _Problem, q: Tensor, tolerance: float, limit: int) -> tuple[Tensor, int]:

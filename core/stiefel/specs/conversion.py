@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from fnmatch import fnmatchcase
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import Field, StringConstraints, field_validator
+from pydantic import Field, StringConstraints, field_validator, model_validator
 
 from stiefel.specs.base import ArtifactId, FileName, MethodSpec
 from stiefel.specs.header import TensorInfo
 from stiefel.specs.treatment import Skip, Treatment
 
 SINGLE = "model.safetensors"
+CALIBRATION = "calibration.safetensors"  # the staged name; not itself converted
 INDEX_SUFFIX = ".safetensors.index.json"
 Pattern = Annotated[str, StringConstraints(min_length=1, max_length=256)]
 Patterns = Annotated[tuple[Pattern, ...], Field(max_length=64)]
@@ -42,6 +43,15 @@ class ConversionSpec(MethodSpec):
         "out x (in * kernel), as convolution kernels are, or leave them as they are.",
     )
 
+    calibration: ArtifactId | None = Field(
+        default=None,
+        description="Artifact id of a safetensors file with what the layers' inputs look like: "
+        "for `a.weight` (out x in) the tensor `a.second_moment` (in x in), the sum of x x^T "
+        "over inputs x, and optionally `a.first_moment` (in), the sum of x, and `a.count`, how "
+        "many. Such a weight is converted so that the layer's output changes least; a weight "
+        "without one is converted by itself.",
+    )
+
     @field_validator("input")
     @classmethod
     def _checkpoint_files(cls, value: str | dict[str, str]) -> str | dict[str, str]:
@@ -58,25 +68,47 @@ class ConversionSpec(MethodSpec):
             raise ValueError("name at least one .safetensors file")
         return value
 
+    @model_validator(mode="after")
+    def _free_name(self) -> Self:
+        if self.calibration is not None and CALIBRATION in self._checkpoint():
+            raise ValueError(f"rename the input {CALIBRATION!r}: calibration takes that name")
+        return self
+
     def inputs(self) -> dict[str, str]:
-        """``model.safetensors`` for a single artifact, else the names the caller gave."""
-        return {SINGLE: self.input} if isinstance(self.input, str) else dict(self.input)
+        """``model.safetensors`` or the names the caller gave, and the calibration beside them."""
+        files = self._checkpoint()
+        return files if self.calibration is None else {**files, CALIBRATION: self.calibration}
 
     def weight_files(self) -> list[str]:
-        """Names of the safetensors files among the inputs, sorted."""
-        return sorted(name for name in self.inputs() if name.endswith(".safetensors"))
+        """Names of the safetensors files to convert, sorted."""
+        return sorted(name for name in self._checkpoint() if name.endswith(".safetensors"))
 
     def index_file(self) -> str | None:
         """Name of the index among the inputs, if there is one."""
-        return next((name for name in self.inputs() if name.endswith(INDEX_SUFFIX)), None)
+        return next((name for name in self._checkpoint() if name.endswith(INDEX_SUFFIX)), None)
+
+    def _checkpoint(self) -> dict[str, str]:
+        return {SINGLE: self.input} if isinstance(self.input, str) else dict(self.input)
 
     def selection(self, name: str) -> Skip | None:
         """Why ``name`` is not selected by the patterns, or None where it is."""
         if not any(fnmatchcase(name, pattern) for pattern in self.include):
             return Skip("not_included", "matches no include pattern")
+        return self.exclusion(name)
+
+    def exclusion(self, name: str) -> Skip | None:
+        """Why ``name`` is left out whatever the include patterns say, or None."""
         for pattern in self.exclude:
             if fnmatchcase(name, pattern):
                 return Skip("excluded", f"matches the exclude pattern {pattern!r}")
+        return None
+
+    def moment_bytes(self, columns: int) -> int:
+        """Working memory of the second moment of a layer's inputs, its root and a product."""
+        return 0 if self.calibration is None else 4 * 8 * columns * columns
+
+    def companion(self, tensor: TensorInfo) -> str | None:
+        """The weight in whose conversion ``tensor`` takes part, if that weight is selected."""
         return None
 
     @abstractmethod

@@ -6,7 +6,6 @@ from typing import ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from stiefel.specs.base import ArtifactId
 from stiefel.specs.conversion import ConversionSpec
 from stiefel.specs.dtypes import COMPLEX, element_bytes
 from stiefel.specs.header import TensorInfo
@@ -14,7 +13,6 @@ from stiefel.specs.rank_rules import AnyRule, KeepRule, RankRule
 from stiefel.specs.treatment import Output, Skip, Treatment
 
 UNKNOWN = -1  # a rank that only the singular values tell
-CALIBRATION = "calibration.safetensors"  # the staged name; not itself converted
 
 
 class FactorizeLowRankSpec(ConversionSpec):
@@ -59,30 +57,16 @@ class FactorizeLowRankSpec(ConversionSpec):
         description="How singular values are found. randomised is fast for small ranks of "
         "large matrices, needs the rule rank or keep, and certifies no optimal error.",
     )
-    calibration: ArtifactId | None = Field(
-        default=None,
-        description="Artifact id of a safetensors file with what the layers' inputs look like: "
-        "for `a.weight` (out x in) the tensor `a.second_moment` (in x in), the sum of x x^T "
-        "over inputs x. Such a weight is factored so that the layer's output changes least, "
-        "and the rules judge that change; a weight without one is factored as it is.",
+    correct_bias: bool = Field(
+        default=True,
+        description="Let `a.bias` take up the change of the mean output, where the calibration "
+        "knows `a.first_moment`.",
     )
-
-    def inputs(self) -> dict[str, str]:
-        """The checkpoint's files, and the calibration beside them."""
-        files = super().inputs()
-        return files if self.calibration is None else {**files, CALIBRATION: self.calibration}
-
-    def weight_files(self) -> list[str]:
-        """Names of the files to convert: not the calibration."""
-        files = super().weight_files()
-        return [f for f in files if f != CALIBRATION or self.calibration is None]
 
     @model_validator(mode="after")
     def _agreeing(self) -> Self:
         if self.calibration is not None and self.engine == "randomised":
             raise ValueError("with calibration the engine is full; randomised is not offered")
-        if self.calibration is not None and CALIBRATION in super().inputs():
-            raise ValueError(f"rename the input {CALIBRATION!r}: calibration takes that name")
         if self.max_rank is not None and self.max_rank < self.min_rank:
             raise ValueError("max_rank is below min_rank")
         if self.engine == "randomised" and not isinstance(self.rule, RankRule | KeepRule):
@@ -150,6 +134,13 @@ class FactorizeLowRankSpec(ConversionSpec):
             note="rank by singular values" if rank == UNKNOWN else f"rank {rank}",
         )
 
+    def companion(self, tensor: TensorInfo) -> str | None:
+        """The weight whose change a bias takes up."""
+        if self.calibration is None or not self.correct_bias or len(tensor.shape) != 1:
+            return None
+        stem = tensor.name.removesuffix(".bias")
+        return f"{stem}.weight" if stem != tensor.name else None
+
     def outputs(self, tensor: TensorInfo, rank: int) -> tuple[Output, ...]:
         """The tensors written for ``tensor`` at ``rank``."""
         if self.output == "merged":
@@ -168,11 +159,11 @@ class FactorizeLowRankSpec(ConversionSpec):
             return tensor.nbytes
         return rank * (rows + columns) * element_bytes(tensor.dtype)
 
-    @staticmethod
-    def _peak_bytes(tensor: TensorInfo, rows: int, columns: int) -> int:
+    def _peak_bytes(self, tensor: TensorInfo, rows: int, columns: int) -> int:
         wide = 16 if tensor.dtype in COMPLEX else 8
         side = min(rows, columns)
-        return 2 * tensor.nbytes + wide * (4 * rows * columns + 5 * side * side)
+        matrices = wide * (4 * rows * columns + 5 * side * side)
+        return 2 * tensor.nbytes + matrices + self.moment_bytes(columns)
 
 
 def factor_stem(name: str) -> str:

@@ -16,14 +16,15 @@ from typing import Any
 from stiefel.errors import InvalidInputError
 from stiefel.specs.base import MethodSpec
 from stiefel.specs.conversion import ConversionSpec
-from stiefel.specs.dtypes import CONVERTIBLE
+from stiefel.specs.dtypes import COMPLEX, CONVERTIBLE
 from stiefel.specs.header import TensorInfo, TensorTable
 from stiefel.specs.shards import ShardIndex, check_shards
-from stiefel.specs.treatment import Skip, Treatment
+from stiefel.specs.treatment import Output, Skip, Treatment
 
 MAX_SIDE = 16_384  # the smaller side: time grows with its cube
 MAX_ELEMENTS = 2**28  # elements of one matrix: working memory grows with it
 BASE_MEMORY = 400 * 2**20  # interpreter, torch and buffers
+REAL = CONVERTIBLE - COMPLEX
 NAMES_SEARCHED = 5_000  # names compared when a pattern matches nothing
 
 
@@ -100,6 +101,7 @@ def plan(
             skipped[tensor.name] = Skipped(file, tensor, verdict)
     if not selected:
         raise _nothing_selected(skipped)
+    _take_companions(spec, selected, skipped)
     _check_names(selected, skipped)
     return _sum_up(selected, skipped, tables)
 
@@ -119,6 +121,28 @@ def _verdict(spec: ConversionSpec, file: str, tensor: TensorInfo) -> Planned | S
     if isinstance(treatment, Skip):
         return treatment
     return Planned(file, tensor, rows, columns, treatment)
+
+
+def _take_companions(
+    spec: ConversionSpec, selected: dict[str, Planned], skipped: dict[str, Skipped]
+) -> None:
+    """Move the biases of selected weights from ``skipped`` to ``selected``."""
+    for name, item in list(skipped.items()):
+        tensor = item.tensor
+        weight = selected.get(spec.companion(tensor) or "")
+        if weight is None or tensor.shape != (weight.rows,) or tensor.dtype not in REAL:
+            continue
+        if spec.exclusion(name) is not None:
+            continue
+        output = Output(name, tensor.dtype, tensor.shape, "corrected")
+        treatment = Treatment(
+            outputs=(output,),
+            output_bytes=tensor.nbytes,
+            peak_bytes=weight.treatment.peak_bytes,
+            note="takes up the change of the mean output, where the calibration knows it",
+        )
+        del skipped[name]
+        selected[name] = Planned(item.file, tensor, weight.rows, 1, treatment)
 
 
 def _unsuitable(spec: ConversionSpec, tensor: TensorInfo) -> Skip | None:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from stiefel.specs.conversion import ConversionSpec
 from stiefel.specs.dtypes import COMPLEX, HALF, element_bytes
@@ -18,7 +18,8 @@ UWPA_COPIES = 40  # temporaries of the exponential of a 2n x 2n matrix, in n x n
 class ProjectUnitarySpec(ConversionSpec):
     """Replace each selected matrix by the nearest one with orthonormal columns.
 
-    A wide matrix (fewer rows than columns) gets orthonormal rows. Half-precision tensors
+    A wide matrix (fewer rows than columns) gets orthonormal rows. With ``calibration`` nearest
+    means in the layer's outputs on the data, not in the weights. Half-precision tensors
     are computed wider and rounded back; their certified defect is that of the stored values.
     """
 
@@ -40,7 +41,8 @@ class ProjectUnitarySpec(ConversionSpec):
     scale: Literal["none", "mean"] = Field(
         default="none",
         description="none: store the orthogonal factor Q. mean: store s * Q, s the mean singular "
-        "value of the input, which keeps the layer's gain; s is certified as `gain`.",
+        "value of the input, which keeps the layer's gain (with calibration the least-squares "
+        "gain of its outputs); s is certified as `gain`.",
     )
     singular: Literal["error", "complete"] = Field(
         default="error",
@@ -54,6 +56,14 @@ class ProjectUnitarySpec(ConversionSpec):
     iterations: int = Field(
         default=2000, ge=1, le=100_000, description="Most iterations of uwpa for one matrix."
     )
+
+    @model_validator(mode="after")
+    def _agreeing(self) -> Self:
+        if self.calibration is not None and self.algorithm == "uwpa":
+            raise ValueError("uwpa fits weights; with calibration the algorithm is polar")
+        if self.calibration is not None and self.determinant is not None:
+            raise ValueError("with calibration the determinant is not constrained")
+        return self
 
     def stored_dtype(self, dtype: str) -> str:
         """The dtype in which the projection of a ``dtype`` tensor is stored."""
@@ -77,6 +87,8 @@ class ProjectUnitarySpec(ConversionSpec):
         return Treatment(
             outputs=(Output(tensor.name, dtype, tensor.shape, "projected"),),
             output_bytes=count * element_bytes(dtype),
-            peak_bytes=2 * tensor.nbytes + wide * (4 * count + 5 * side * side + uwpa),
+            peak_bytes=2 * tensor.nbytes
+            + wide * (4 * count + 5 * side * side + uwpa)
+            + self.moment_bytes(columns),
             note="orthonormal columns" if rows >= columns else "orthonormal rows",
         )

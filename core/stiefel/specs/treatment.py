@@ -20,7 +20,7 @@ class Output:
     name: str
     dtype: str
     shape: tuple[int, ...]
-    role: str  # projected | factor | merged
+    role: str  # projected | factor | merged | corrected
 
 
 @dataclass(frozen=True, slots=True)

@@ -33,9 +33,16 @@ def x() -> Tensor:
     return (torch.randn(300, 16, generator=generator) @ mixing).double()
 
 
-def convert(folder: Path, weights: dict[str, Tensor], moment: Tensor, **options: Any) -> Any:
+def convert(
+    folder: Path,
+    weights: dict[str, Tensor],
+    moment: Tensor,
+    more: dict[str, Tensor] | None = None,
+    **options: Any,
+) -> Any:
     (folder / "input").mkdir(parents=True)
-    save_file({"a.second_moment": moment}, folder / "input" / "calibration.safetensors")
+    known = {"a.second_moment": moment, **(more or {})}
+    save_file(known, folder / "input" / "calibration.safetensors")
     return low_rank(folder, weights, calibration=ID, **options)
 
 
@@ -73,6 +80,63 @@ def test_a_moment_of_another_layer_is_refused(
     with pytest.raises(InvalidInputError, match="width 16") as caught:
         convert(tmp_path, weights, torch.eye(7), rule={"by": "rank", "value": 5})
     assert caught.value.code == "calibration_width"
+
+
+def mean_of(x: Tensor) -> dict[str, Tensor]:
+    count = torch.tensor(float(len(x)), dtype=torch.float64)
+    return {"a.first_moment": x.sum(0), "a.count": count}
+
+
+@pytest.mark.parametrize("output", ["factored", "merged"])
+def test_the_bias_takes_up_the_change_of_the_mean(
+    tmp_path: Path, weights: dict[str, Tensor], x: Tensor, output: str
+) -> None:
+    x = x + 2.0
+    generator = torch.Generator().manual_seed(4)
+    biased = weights | {"a.bias": torch.randn(20, generator=generator), "b.bias": torch.ones(18)}
+    options = {"rule": {"by": "rank", "value": 5}, "output": output}
+    moment, mean = x.T @ x, mean_of(x)
+    corrected = convert(tmp_path / "with", biased, moment, mean, **options)
+    plain = convert(tmp_path / "without", biased, moment, mean, **options, correct_bias=False)
+    wanted = x @ biased["a.weight"].double().T + biased["a.bias"].double()
+    errors = []
+    for result in (corrected, plain):
+        tensors = {name: value.double() for name, value in result.tensors().items()}
+        got = tensors.get("a.weight")
+        got = tensors["a.factor_out"] @ tensors["a.factor_in"] if got is None else got
+        error = wanted - (x @ got.T + tensors["a.bias"])
+        errors.append(float(error.norm() / (wanted - biased["a.bias"].double()).norm()))
+    claims = corrected.claims["a.weight" if output == "merged" else "a.factor_out"]
+    assert errors[0] == pytest.approx(claims["output_error"], rel=1e-3)
+    assert errors[0] < 0.9 * errors[1]
+    assert torch.equal(plain.tensors()["a.bias"], biased["a.bias"])
+    assert torch.equal(corrected.tensors()["b.bias"], biased["b.bias"])
+    assert corrected.skipped["b.bias"] == "mean_unknown"
+    row = next(r for r in corrected.json("report.json")["tensors"] if r["name"] == "a.bias")
+    assert row["outputs"][0]["role"] == "corrected"
+    assert row["after"]["bias_change"] > 0
+
+
+def test_a_bias_stays_where_its_weight_does_or_where_it_is_excluded(
+    tmp_path: Path, weights: dict[str, Tensor], x: Tensor
+) -> None:
+    biased = weights | {"a.bias": torch.ones(20)}
+    whole = {"rule": {"by": "tolerance", "value": 0.0}}
+    kept = convert(tmp_path / "whole", biased, x.T @ x, mean_of(x), **whole, include=["a.*"])
+    assert kept.skipped["a.bias"] == "weight_unchanged"
+    left = {"rule": {"by": "rank", "value": 4}, "exclude": ["a.bias"]}
+    excluded = convert(tmp_path / "excluded", biased, x.T @ x, mean_of(x), **left)
+    assert excluded.skipped["a.bias"] == "excluded"
+    for result in (kept, excluded):
+        assert torch.equal(result.tensors()["a.bias"], biased["a.bias"])
+
+
+def test_a_count_of_nothing_is_refused(
+    tmp_path: Path, weights: dict[str, Tensor], x: Tensor
+) -> None:
+    nothing = mean_of(x) | {"a.count": torch.zeros((), dtype=torch.float64)}
+    with pytest.raises(InvalidInputError, match=r"'a\.count' is 0"):
+        convert(tmp_path, weights, x.T @ x, nothing, rule={"by": "rank", "value": 5})
 
 
 def test_calibration_and_randomised_engine_exclude_each_other() -> None:

@@ -118,7 +118,27 @@ def test_uwpa_comes_close_to_the_optimum_and_says_how_close(tmp_path: Path, name
     assert claims["orthogonality_defect"] < 1e-5
     assert optimum - 1e-5 <= claims["distance_to_input"] <= 1.01 * optimum
     assert claims["distance_to_optimum"] > 0
-    assert result.json("report.json")["tensors"][0]["after"]["iterations"] > 1
+    after = result.json("report.json")["tensors"][0]["after"]
+    assert after["iterations"] > 1
+    assert after["determinant_gap"] == 0
+    assert after["closed_form_loss"] <= after["fitted_loss"] * (1 + 1e-6)
+    assert after["fitted_loss"] <= 1.01 * after["closed_form_loss"]
+
+
+def test_uwpa_reports_the_loss_of_every_iteration_and_what_the_determinant_costs(
+    tmp_path: Path,
+) -> None:
+    x = small_checkpoint()["square.weight"]
+    x[0] *= -torch.linalg.det(x).sign()
+    spec = {"method": "project.unitary", "input": "a", "algorithm": "uwpa", "scale": "mean"}
+    job = Job(tmp_path, spec).stage({"w": x})
+    after = job.finish().json("report.json")["tensors"][0]["after"]
+    losses = [point["fit_loss/w"] for _, point in job.run.points if "fit_loss/w" in point]
+    assert len(losses) == after["iterations"]
+    assert min(losses) == pytest.approx(after["fitted_loss"])
+    reachable = after["closed_form_loss"] + after["determinant_gap"]
+    assert reachable * (1 - 1e-6) <= after["fitted_loss"] <= 1.01 * reachable
+    assert after["determinant_gap"] > 0
 
 
 def test_uwpa_stops_between_two_iterations(tmp_path: Path) -> None:
