@@ -4,7 +4,14 @@ from __future__ import annotations
 
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from stiefel.specs.conversion import Patterns
 from stiefel.specs.training import Optimizer, TrainingSpec
@@ -55,11 +62,11 @@ class TrainDlrtSpec(LowRankTrainingSpec):
     summary: ClassVar[str] = "Low-rank training that finds every layer's rank (DLRT)."
 
     method: Literal["train.dlrt"] = "train.dlrt"
-    truncation_tolerance: Annotated[float, Field(ge=0.0, le=1e6)] = Field(
-        default=0.1, description="tau: keep the least rank whose tail norm is <= tau * ||S||"
-    )
     relative: bool = Field(
         default=True, description="False: the tail norm itself must be <= truncation_tolerance"
+    )
+    truncation_tolerance: Annotated[float, Field(ge=0.0, le=1e6)] = Field(
+        default=0.1, description="tau: keep the least rank whose tail norm is <= tau * ||S||"
     )
     initial_rank: Rank | None = Field(
         default=None, description="Default: min(64, half the break-even rank) of each layer"
@@ -83,10 +90,15 @@ class TrainDlrtSpec(LowRankTrainingSpec):
         default=0.8, description="Share of the run after which ranks stay"
     )
 
+    @field_validator("truncation_tolerance")
+    @classmethod
+    def _below_one(cls, value: float, info: ValidationInfo) -> float:
+        if value >= 1.0 and info.data.get("relative", True):
+            raise ValueError("a relative truncation_tolerance is below 1; or set relative: false")
+        return value
+
     @model_validator(mode="after")
     def _agreeing(self) -> TrainDlrtSpec:
-        if self.relative and self.truncation_tolerance >= 1.0:
-            raise ValueError("a relative truncation_tolerance is below 1; or set relative: false")
         if self.warm_up is not None and self.initial_rank is not None:
             raise ValueError("initial_rank has no meaning with warm_up, which finds the ranks")
         if self.grow_only and not self.adaptive:
