@@ -23,9 +23,15 @@ def generator() -> torch.Generator:
 
 
 @pytest.fixture
-def normal(generator: torch.Generator) -> Callable[..., Tensor]:
-    def draw(*shape: int, dtype: torch.dtype = torch.float64) -> Tensor:
-        return torch.randn(shape, generator=generator, dtype=dtype)
+def dtype() -> torch.dtype:
+    """Of what ``normal`` and ``factors`` draw; a module may ask for several."""
+    return torch.float64
+
+
+@pytest.fixture
+def normal(generator: torch.Generator, dtype: torch.dtype) -> Callable[..., Tensor]:
+    def draw(*shape: int, dtype: torch.dtype = dtype) -> Tensor:
+        return torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype)
 
     return draw
 

@@ -23,12 +23,18 @@ from stiefel.unitary.rank_k_update import (
 MAPS = ["tangent", "direct", "cayley"]
 WIDE = [torch.float64, torch.complex128]
 NARROW = {torch.float64: torch.float32, torch.complex128: torch.complex64}
+ALL = [*WIDE, *NARROW.values()]
 N = 24
 Oracle = Callable[[str, Tensor, Tensor, Tensor], Tensor]
 
 
 def distance(x: Tensor, y: Tensor) -> float:
     return float((x - y).abs().max())
+
+
+def bound(dtype: torch.dtype, wide: float = 1e-12 * N) -> float:
+    """Of the oracles: ``wide`` in double precision, 1e-5 in single."""
+    return wide if dtype in WIDE else 1e-5
 
 
 @pytest.mark.parametrize("dtype", WIDE)
@@ -47,7 +53,7 @@ def test_equals_its_dense_definition(
     assert distance(narrow.to(dtype), expected) < 1e-5
 
 
-@pytest.mark.parametrize("dtype", WIDE)
+@pytest.mark.parametrize("dtype", ALL)
 @pytest.mark.parametrize("size", [3.0, 40.0, 3000.0])
 def test_tangent_and_cayley_are_exact_for_any_step_size(
     draw: Any, oracle: Oracle, defect: Any, dtype: torch.dtype, size: float
@@ -56,8 +62,8 @@ def test_tangent_and_cayley_are_exact_for_any_step_size(
     a, b = draw.step(N, N, 3, dtype=dtype, size=size)
     for variant in ("tangent", "cayley"):
         moved = rank_k_update(W, a, b, variant=variant)
-        assert defect(moved) < 1e-12 * N * max(1, size)
-        assert distance(moved, oracle(variant, W, a, b)) < 1e-12 * N * max(1, size)
+        assert defect(moved) < bound(dtype) * max(1, size)
+        assert distance(moved, oracle(variant, W, a, b)) < bound(dtype) * max(1, size)
 
 
 def test_direct_near_a_singular_sum_stays_orthogonal(draw: Any, oracle: Oracle) -> None:
@@ -84,7 +90,7 @@ def test_tangent_and_direct_differ_by_third_order(draw: Any) -> None:
 
 
 @pytest.mark.parametrize("variant", MAPS)
-@pytest.mark.parametrize("dtype", WIDE)
+@pytest.mark.parametrize("dtype", ALL)
 def test_only_the_product_of_the_factors_counts(
     draw: Any, variant: str, dtype: torch.dtype
 ) -> None:
@@ -94,22 +100,24 @@ def test_only_the_product_of_the_factors_counts(
     T = draw.normal(4, 4, dtype=dtype)
     expected = rank_k_update(W, a, b, variant=variant)
     mixed = rank_k_update(W, a @ T, b @ torch.linalg.inv(T).mH, variant=variant)
-    assert distance(mixed, expected) < 1e-11
-    for scale in (1e-120, 1e120):
-        assert (
-            distance(rank_k_update(W, a * scale, b / scale, variant=variant), expected) < 1e-12 * N
+    assert distance(mixed, expected) < bound(dtype, 1e-11)
+    far = 1e120 if dtype in WIDE else 1e18
+    for scale in (1 / far, far):
+        assert distance(rank_k_update(W, a * scale, b / scale, variant=variant), expected) < bound(
+            dtype
         )
 
 
 @pytest.mark.parametrize("variant", MAPS)
 @pytest.mark.parametrize("size", [1e-18, 1e-12, 1e-6])
 @pytest.mark.parametrize("k", [1, 8])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 def test_small_steps_keep_their_relative_accuracy(
-    draw: Any, variant: str, size: float, k: int
+    draw: Any, variant: str, size: float, k: int, dtype: torch.dtype
 ) -> None:
     """A step far below rounding of W still has the right direction in the correction itself."""
-    W = draw.frame(N, N)
-    a, b = draw.step(N, N, k, size=1.0)
+    W = draw.frame(N, N, dtype=dtype)
+    a, b = draw.step(N, N, k, size=1.0, dtype=dtype)
     X = a @ b.mH
     left, right = update_factors(W, a * size, b, variant=variant)
     S = X @ W.mT - W @ X.mT
@@ -117,21 +125,21 @@ def test_small_steps_keep_their_relative_accuracy(
         S @ W / 2 if variant != "direct" else X - W @ (W.mT @ X + X.mT @ W) / 2
     )  # first order of each map
     relative = float((left @ right / size - expected).norm() / expected.norm())
-    assert relative < 1e-12 + 2 * size
+    assert relative < bound(dtype, 1e-12) + 2 * size
 
 
 @pytest.mark.parametrize("variant", MAPS)
-@pytest.mark.parametrize("dtype", WIDE)
+@pytest.mark.parametrize("dtype", ALL)
 def test_equivariance(draw: Any, variant: str, dtype: torch.dtype) -> None:
     """Oracle 6."""
     W, Q = draw.frame(N, N, dtype=dtype), draw.frame(N, N, dtype=dtype)
     a, b = draw.step(N, N, 2, dtype=dtype)
     moved = rank_k_update(W, a, b, variant=variant)
-    assert distance(rank_k_update(Q @ W, Q @ a, b, variant=variant), Q @ moved) < 1e-12 * N
-    assert distance(rank_k_update(W @ Q, a, Q.mH @ b, variant=variant), moved @ Q) < 1e-12 * N
+    assert distance(rank_k_update(Q @ W, Q @ a, b, variant=variant), Q @ moved) < bound(dtype)
+    assert distance(rank_k_update(W @ Q, a, Q.mH @ b, variant=variant), moved @ Q) < bound(dtype)
 
 
-@pytest.mark.parametrize("dtype", WIDE)
+@pytest.mark.parametrize("dtype", ALL)
 def test_the_geodesic_can_be_walked_back(draw: Any, dtype: torch.dtype) -> None:
     """Oracle 7."""
     W = draw.frame(N, N, dtype=dtype)
@@ -139,7 +147,7 @@ def test_the_geodesic_can_be_walked_back(draw: Any, dtype: torch.dtype) -> None:
     X = a @ b.mH
     S = (W.mH @ X - X.mH @ W) / 2
     back = rank_k_update(W, a, b) @ torch.linalg.matrix_exp(-S)
-    assert distance(back, W) < 1e-12 * N
+    assert distance(back, W) < bound(dtype)
 
 
 @pytest.mark.parametrize("variant", MAPS)
@@ -158,7 +166,7 @@ def test_a_zero_step_returns_the_same_bits(draw: Any, variant: str, dtype: torch
 
 
 @pytest.mark.parametrize("variant", MAPS)
-@pytest.mark.parametrize("dtype", WIDE)
+@pytest.mark.parametrize("dtype", ALL)
 def test_degenerate_factors(
     draw: Any, oracle: Oracle, defect: Any, variant: str, dtype: torch.dtype
 ) -> None:
@@ -171,8 +179,8 @@ def test_degenerate_factors(
     cases.append((torch.cat((a, 0 * a), -1), torch.cat((b, b), -1)))
     for left, right in cases:
         moved = rank_k_update(W, left, right, variant=variant)
-        assert defect(moved) < 1e-12 * N
-        assert distance(moved, oracle(variant, W, left, right)) < 1e-12 * N
+        assert defect(moved) < bound(dtype)
+        assert distance(moved, oracle(variant, W, left, right)) < bound(dtype)
 
 
 def test_determinant(draw: Any) -> None:
@@ -191,7 +199,7 @@ def test_determinant(draw: Any) -> None:
 @pytest.mark.parametrize("variant", ["tangent", "cayley"])
 @pytest.mark.parametrize("dtype", WIDE)
 def test_first_order(draw: Any, variant: str, dtype: torch.dtype) -> None:
-    """Oracle 10: the velocity at 0 is the tangent projection."""
+    """Oracle 10: the velocity at 0 is the tangent projection. Differences need float64."""
     W = draw.frame(N, N, dtype=dtype)
     a, b = draw.step(N, N, 2, dtype=dtype)
     X, G, h = a @ b.mH, draw.normal(N, N, dtype=dtype), 1e-5
@@ -218,7 +226,7 @@ def test_products_known_from_a_linear_layer(draw: Any, oracle: Oracle) -> None:
 
 
 @pytest.mark.parametrize("variant", MAPS)
-@pytest.mark.parametrize("dtype", WIDE)
+@pytest.mark.parametrize("dtype", ALL)
 def test_batched_equals_looped_and_in_place_equals_pure(
     draw: Any, variant: str, dtype: torch.dtype
 ) -> None:
@@ -229,31 +237,31 @@ def test_batched_equals_looped_and_in_place_equals_pure(
     for i in range(2):
         for j in range(3):
             alone = rank_k_update(W[i, j], a[i, j], b[i, j], variant=variant)
-            assert distance(moved[i, j], alone) < 1e-13
+            assert distance(moved[i, j], alone) < bound(dtype, 1e-13)
     transposed = W.mT.contiguous().mT
     assert not transposed.is_contiguous()
     assert rank_k_update_(transposed, a, b, variant=variant) is transposed
-    assert distance(transposed, moved) < 1e-13
+    assert distance(transposed, moved) < bound(dtype, 1e-13)
 
 
 @pytest.mark.parametrize("variant", MAPS)
-def test_complex_equals_its_real_embedding(draw: Any, variant: str) -> None:
+@pytest.mark.parametrize("dtype", [torch.complex128, torch.complex64])
+def test_complex_equals_its_real_embedding(draw: Any, variant: str, dtype: torch.dtype) -> None:
     """Oracle 17: z -> [[Re, -Im], [Im, Re]] doubles the rank and commutes with every map."""
 
     def embed(z: Tensor) -> Tensor:
         return torch.cat((torch.cat((z.real, -z.imag), -1), torch.cat((z.imag, z.real), -1)), -2)
 
-    W = draw.frame(N, N, dtype=torch.complex128)
-    a, b = draw.step(N, N, 2, dtype=torch.complex128)
+    W = draw.frame(N, N, dtype=dtype)
+    a, b = draw.step(N, N, 2, dtype=dtype)
     moved = rank_k_update(W, a, b, variant=variant)
-    assert (
-        distance(rank_k_update(embed(W), embed(a), embed(b), variant=variant), embed(moved))
-        < 1e-12 * N
-    )
+    assert distance(
+        rank_k_update(embed(W), embed(a), embed(b), variant=variant), embed(moved)
+    ) < bound(dtype)
 
 
 @pytest.mark.parametrize("variant", MAPS)
-@pytest.mark.parametrize("dtype", WIDE)
+@pytest.mark.parametrize("dtype", ALL)
 def test_generator_update_equals_its_dense_definition(
     draw: Any, variant: str, dtype: torch.dtype
 ) -> None:
@@ -277,7 +285,7 @@ def test_generator_update_equals_its_dense_definition(
         left, _, right = torch.linalg.svd(Q + S @ Q, full_matrices=False)
         moved = add_product_(Q.clone(), *generator_factors(Q, F, K, variant=variant))
         expected["direct"] = left @ right
-    assert distance(moved, expected[variant]) < 1e-12 * 32
+    assert distance(moved, expected[variant]) < bound(dtype, 1e-12 * 32)
 
 
 def test_what_cannot_be_a_step_is_refused(draw: Any) -> None:
