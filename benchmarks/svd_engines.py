@@ -1,7 +1,10 @@
 """Which engine takes a matrix apart fastest, and what each costs in accuracy.
 
     python benchmarks/svd_engines.py [--shapes 1024x1024 4096x1024] [--ranks 64 256]
-                                     [--rounds 5] [--threads 2] [--out svd_engines]
+                                     [--spectra flat i^-1/2 0.97^i] [--rounds 5] [--threads 2]
+                                     [--append] [--out svd_engines]
+
+``--append`` adds to the table that is there, so that a long one can be taken in parts.
 
 The engines of ``factorize.low_rank`` on float32 matrices with three spectra, interleaved round by
 round beside torch's own float32 SVD and ``torch.svd_lowrank``. A time is the median over rounds; a
@@ -12,6 +15,7 @@ rank-r product over the Eckart-Young optimum, minus one.
 from __future__ import annotations
 
 import argparse
+import json
 import statistics
 import sys
 import time
@@ -19,7 +23,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from stage import publish
+from stage import RESULTS, publish
 from torch import Tensor
 
 from stiefel.linalg.truncated_svd import Svd, singular_values, thin_svd, truncated_svd
@@ -43,16 +47,25 @@ SPECTRA: dict[str, Callable[[Tensor], Tensor]] = {
 def main() -> int:
     options = _options()
     torch.set_num_threads(options.threads)
-    rows = []
+    command = " ".join(["python", *sys.argv])
+    rows, commands = _earlier(options.out) if options.append else ([], [])
     for shape in options.shapes:
         n, m = (int(side) for side in shape.split("x"))
-        for spectrum in SPECTRA:
+        for spectrum in options.spectra:
             x = _matrix(n, m, spectrum)
             sigma = singular_values(x)
             for rank in options.ranks:
                 rows += _compare(x, sigma, rank, options.rounds, f"{shape} {spectrum} r={rank}")
-    publish(options.out, "Engines for low rank", " ".join(["python", *sys.argv]), rows)
+    publish(options.out, "Engines for low rank", command, rows, parts=[*commands, command])
     return 0
+
+
+def _earlier(name: str) -> tuple[list[dict[str, Any]], list[str]]:
+    path = RESULTS / f"{name}.json"
+    if not path.is_file():
+        return [], []
+    found = json.loads(path.read_text())
+    return found["rows"], found["parts"]
 
 
 def _matrix(n: int, m: int, spectrum: str) -> Tensor:
@@ -104,6 +117,8 @@ def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--shapes", nargs="+", default=["1024x1024", "4096x1024"])
     parser.add_argument("--ranks", type=int, nargs="+", default=[64, 256])
+    parser.add_argument("--spectra", nargs="+", default=list(SPECTRA), choices=list(SPECTRA))
+    parser.add_argument("--append", action="store_true")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--out", default="svd_engines")

@@ -14,7 +14,7 @@ from torch.nn.utils import parametrize
 from stiefel.errors import InvalidInputError
 from stiefel.lowrank.attention import LowRankMultiheadAttention, dense_projections, why_not
 from stiefel.lowrank.convolution import LowRankConv2d, kernel_matrix
-from stiefel.lowrank.initial import break_even_rank
+from stiefel.lowrank.initial import break_even_rank, check_rank
 from stiefel.lowrank.linear import Evaluation, LowRankLinear
 from stiefel.lowrank.truncation import RankRule, kept_rank
 
@@ -65,27 +65,32 @@ def to_low_rank(
     half precision, of a type that is not known to be its parent's equal, or would not shrink.
 
     Raises:
-        InvalidInputError: a rank is out of range, or nothing was converted.
+        InvalidInputError: a rank is out of range or given for no layer, a weight to be converted
+            is not finite, or nothing was converted. The model is then as it was.
     """
     found = _candidates(model)
+    if isinstance(rank, Mapping):
+        _check_names(rank, [name for name, _ in found])
     last = found[-1][0] if found and keep_last else None
     shared = Counter(id(p) for _, m in _all_modules(model) for p in m.parameters(recurse=False))
     ranks: dict[str, int] = {}
     skipped: list[Skipped] = []
     for name, module in found:
-        wanted = _rank_for(name, module, rank, dense)
         reason = (
             _unwanted(name, include, exclude)
             or ("the last layer is kept" if name == last else None)
             or _unfit(module, shared)
-            or (None if dense else _not_smaller(module, wanted))
         )
-        if reason is not None:
-            skipped.append(Skipped(name, reason))
-            continue
+        verdict = reason or _rank_for(name, module, rank, dense)
+        if isinstance(verdict, str):
+            skipped.append(Skipped(name, verdict))
+        else:
+            ranks[name] = verdict
+    # All verdicts come before the first change: a model that is refused stays as it was.
+    for name, wanted in ranks.items():
+        module = model.get_submodule(name)
         layer = _convert(module, wanted, dense, keep_norm, evaluation)
         replace_module(model, name, layer.train(module.training))
-        ranks[name] = wanted
     if not ranks:
         raise InvalidInputError(
             "no layer was converted: " + "; ".join(f"{s.name}: {s.reason}" for s in skipped[:5]),
@@ -178,19 +183,46 @@ def _matrices(module: nn.Module) -> list[Tensor]:
     return [as_linear(module).weight]
 
 
-def _rank_for(name: str, module: nn.Module, rank: RankChoice, dense: bool) -> int:
-    matrices = _matrices(module)
+def _rank_for(name: str, module: nn.Module, rank: RankChoice, dense: bool) -> int | str:
+    """The rank of a layer that can be converted, or why it has none."""
+    matrices = [matrix.detach() for matrix in _matrices(module)]
+    if not all(bool(matrix.isfinite().all()) for matrix in matrices):
+        raise InvalidInputError(
+            f"the weight of {name!r} holds NaN or infinity",
+            code="non_finite_weights",
+            tensor=name,
+            fix="repair or exclude the layer before factorising it",
+        )
     limit = min(min(matrix.shape[-2:]) for matrix in matrices)
     if dense:
         return limit
     if isinstance(rank, Mapping):
-        return rank.get(name, limit)
-    if isinstance(rank, RankRule):
-        return max(kept_rank(torch.linalg.svdvals(m.detach()), rank) for m in matrices)
-    if rank is None:
+        if name not in rank:
+            return "no rank is given for it"
+        wanted = rank[name]
+    elif isinstance(rank, RankRule):
+        if not all(bool(matrix.any()) for matrix in matrices):
+            return "the weight is zero: no rank describes it better than another"
+        wanted = max(kept_rank(torch.linalg.svdvals(m), rank) for m in matrices)
+    elif rank is None:
         half = min(break_even_rank(m.shape[-2], m.shape[-1]) for m in matrices) // 2
-        return max(1, min(DEFAULT_RANK, half))
-    return rank
+        wanted = max(1, min(DEFAULT_RANK, half))
+    else:
+        wanted = rank
+    if wanted < 1:
+        check_rank(wanted, *matrices[0].shape[-2:])
+    return _not_smaller(module, wanted) or wanted
+
+
+def _check_names(ranks: Mapping[str, int], names: Sequence[str]) -> None:
+    unknown = sorted(ranks.keys() - set(names))
+    if unknown:
+        raise InvalidInputError(
+            f"a rank is given for {unknown[0]!r}, which is no layer that can be converted",
+            code="unknown_layer",
+            tensor=unknown[0],
+            fix=f"name layers such as {', '.join(names[:3])}" if names else None,
+        )
 
 
 def _not_smaller(module: nn.Module, rank: int) -> str | None:

@@ -33,6 +33,9 @@ class GaLoreAdamW(torch.optim.Optimizer):
         weight_decay: decoupled.
         scale: factor on the update of matrices (alpha in the paper).
 
+    A parameter whose gradient is not finite is left alone for that step, moments and subspace
+    included; ``skipped_steps`` counts such updates.
+
     Cost: per matrix one n x m by n x r product twice a step, and one SVD every ``period`` steps.
 
     Source: Zhao et al., GaLore, arXiv 2403.03507; Refael et al., AdaRankGrad, arXiv 2410.17881.
@@ -68,6 +71,11 @@ class GaLoreAdamW(torch.optim.Optimizer):
             "scale": scale,
         }
         super().__init__(params, defaults)
+        self._skipped = 0
+
+    def skipped_steps(self) -> int:
+        """Return how many updates were left out because a gradient was not finite."""
+        return self._skipped
 
     @overload
     def step(self, closure: None = None) -> None: ...
@@ -84,8 +92,12 @@ class GaLoreAdamW(torch.optim.Optimizer):
                 loss = closure()
         for group in self.param_groups:
             for parameter in group["params"]:
-                if parameter.grad is not None:
+                if parameter.grad is None:
+                    continue
+                if bool(parameter.grad.isfinite().all()):
                     self._update(parameter, parameter.grad, group)
+                else:
+                    self._skipped += 1
         return loss
 
     def _update(self, parameter: nn.Parameter, grad: Tensor, group: dict[str, Any]) -> None:

@@ -92,6 +92,8 @@ class LowRankIntegrator:
     ) -> None:
         if phase < 1:
             raise InvalidInputError(f"a phase of {phase} batches", code="bad_phase", field="/phase")
+        if variant not in ("exact", "parallel"):
+            raise InvalidInputError(f"unknown variant {variant!r}", fix="exact or parallel")
         self.optimizer = optimizer
         self.phase, self.variant, self.clip = phase, variant, clip
         self.adaptive, self.grow_only = adaptive, grow_only

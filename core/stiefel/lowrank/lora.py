@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from stiefel.errors import InvalidInputError
 from stiefel.lowrank.factored import balanced
-from stiefel.lowrank.initial import spectral_factors
+from stiefel.lowrank.initial import check_rank, spectral_factors
 
 
 class Adapter(NamedTuple):
@@ -47,20 +47,28 @@ def split_pissa(model: nn.Module, names: Sequence[str], rank: int) -> Adapter:
     """
     A: dict[str, Tensor] = {}
     B: dict[str, Tensor] = {}
-    for name in names:
-        layer = model.get_submodule(name)
-        if not isinstance(layer, nn.Linear):
-            raise InvalidInputError(
-                f"{name!r} is a {type(layer).__name__}, not a linear layer",
-                code="unsupported_layer",
-                tensor=name,
-                fix="name linear layers only",
-            )
+    layers = {name: _linear_layer(model, name) for name in names}
+    for layer in layers.values():
+        check_rank(rank, layer.out_features, layer.in_features)
+    for name, layer in layers.items():
         factors = spectral_factors(layer.weight.float(), rank)
         out, into = balanced(factors.left, factors.core, factors.right)
         layer.weight.sub_((out @ into).to(layer.weight.dtype))
         A[name], B[name] = into.to(layer.weight.dtype), out.to(layer.weight.dtype)
     return Adapter(rank, A, B)
+
+
+def _linear_layer(model: nn.Module, name: str) -> nn.Linear:
+    layer = dict(model.named_modules()).get(name)
+    if not isinstance(layer, nn.Linear):
+        kind = "not in the model" if layer is None else f"a {type(layer).__name__}"
+        raise InvalidInputError(
+            f"{name!r} is {kind}, not a linear layer",
+            code="unsupported_layer",
+            tensor=name,
+            fix="name linear layers only",
+        )
+    return layer
 
 
 def save_adapter(adapter: Adapter, folder: str | Path, *, base: str | None = None) -> None:

@@ -60,8 +60,10 @@ def factorize(
 
     Source: Eckart and Young, Psychometrika 1 (1936).
     """
-    if x.ndim != 2 or not bool(torch.isfinite(x).all()):
-        raise InvalidInputError(f"factorize needs a finite matrix, got shape {tuple(x.shape)}")
+    if x.ndim != 2 or x.layout != torch.strided or not bool(torch.isfinite(x).all()):
+        raise InvalidInputError(
+            f"factorize needs a finite dense matrix, got shape {tuple(x.shape)}, {x.layout}"
+        )
     if isinstance(rank, int) and engine == "randomised":
         generator = generator or torch.Generator(device=x.device).manual_seed(0)
         svd = truncated_svd(x, rank, generator=generator)

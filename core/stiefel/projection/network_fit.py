@@ -80,11 +80,14 @@ def fit_network(
         on_iteration: called with the iteration and its loss; may raise to stop.
 
     Raises:
-        InvalidInputError: a name that is no module with a two-dimensional weight.
+        InvalidInputError: a name that is no module with a two-dimensional weight, or inputs that
+            are empty or not finite.
 
     Cost: per step one pass forward and backward, and per layer one exponential of its longer side
     with its backward pass.
     """
+    if not len(inputs) or (inputs.is_floating_point() and not bool(inputs.isfinite().all())):
+        raise InvalidInputError("the inputs are empty or not finite", code="non_finite_inputs")
     generator = generator or torch.Generator().manual_seed(0)
     student = copy.deepcopy(network).eval()
     original = copy.deepcopy(network).eval()

@@ -18,6 +18,7 @@ from stiefel.unitary.initialisation import cayley_, haar_, henaff_
 from stiefel.unitary.recurrence import modrelu_recurrence
 
 Nonlinearity = Literal["relu", "tanh", "modrelu"]
+_NONLINEARITIES = ("relu", "tanh", "modrelu")
 Initialisation = Literal["henaff", "cayley", "haar", "identity"]
 
 
@@ -44,6 +45,11 @@ class OrthogonalRNN(nn.Module):
         generator: torch.Generator | None = None,
     ) -> None:
         super().__init__()
+        if nonlinearity not in _NONLINEARITIES or initialisation not in _FILLS:
+            raise InvalidInputError(
+                f"nonlinearity={nonlinearity!r}, initialisation={initialisation!r}",
+                fix=f"one of {', '.join(_NONLINEARITIES)}; one of {', '.join(_FILLS)}",
+            )
         if dtype.is_complex and nonlinearity != "modrelu":
             raise InvalidInputError(f"{nonlinearity} of complex numbers", fix="use modrelu")
         self.input_size, self.hidden_size = input_size, hidden_size

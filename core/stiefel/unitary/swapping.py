@@ -8,6 +8,7 @@ from fnmatch import fnmatchcase
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 from stiefel.errors import InvalidInputError
 from stiefel.linalg import polar_factor
@@ -63,7 +64,10 @@ def to_unitary(
         a weight matrix are not listed.
 
     Raises:
-        InvalidInputError: the model is itself one layer, or a weight is not finite.
+        InvalidInputError: the model is itself one layer, or a weight is not finite. The model
+            is then as it was.
+
+    A frozen weight becomes a frozen frame.
     """
     if type(model) in _BUILDERS:
         raise InvalidInputError(
@@ -73,19 +77,25 @@ def to_unitary(
     wanted, unwanted = _patterns(include), _patterns(exclude)
     shared = _shared_parameters(model)
     report = SwapReport()
-    for name, module in list(model.named_modules()):
+    chosen = []
+    for name, module in model.named_modules():
         if not name or not _has_matrix(module):
             continue
         reason = _reason(name, module, wanted, unwanted, shared)
         if reason:
             report.skipped.append(Skipped(name, reason))
         else:
-            report.swapped.append(_swap(model, name, module, keep_scale=keep_scale))
+            _refuse_non_finite(name, module)
+            chosen.append((name, module))
+    # All verdicts come before the first change: a model that is refused stays as it was.
+    for name, module in chosen:
+        report.swapped.append(_swap(model, name, module, keep_scale=keep_scale))
     return report
 
 
 def _swap(model: nn.Module, name: str, module: nn.Module, *, keep_scale: bool) -> Swapped:
     layer, old = _BUILDERS[type(module)](module)
+    frozen = not any(p.requires_grad for p in module.parameters(recurse=False) if p.ndim > 1)
     frame = old if old.shape[0] >= old.shape[1] else old.mT
     factor = polar_factor(frame.detach()).factor
     gain = float((factor.conj() * frame).sum().real / frame.shape[1])
@@ -93,6 +103,7 @@ def _swap(model: nn.Module, name: str, module: nn.Module, *, keep_scale: bool) -
         layer.get_parameter("frame").copy_(factor)
         if keep_scale and not isinstance(layer, OrthogonalRNN):
             layer.get_buffer("gain").fill_(gain)
+    layer.get_parameter("frame").requires_grad_(not frozen)
     layer.to(old.device).train(module.training)
     parent, _, child = name.rpartition(".")
     setattr(model.get_submodule(parent), child, layer)
@@ -159,6 +170,8 @@ def _reason(
         return "excluded by name"
     if any(id(p) in shared for p in module.parameters(recurse=False)):
         return "shares a parameter with another layer"
+    if parametrize.is_parametrized(module):
+        return "the weight is parametrized"
     if type(module) not in _BUILDERS:
         return f"no orthogonal counterpart of {type(module).__name__}"
     return _unfit(module)
@@ -168,6 +181,8 @@ def _unfit(module: nn.Module) -> str:
     dtypes = {p.dtype for p in module.parameters(recurse=False)}
     if not dtypes <= {torch.float32, torch.float64}:
         return f"weights of {dtypes.pop()}: convert to float32 first"
+    if any(not bool(p.any()) for p in module.parameters(recurse=False) if p.ndim > 1):
+        return "the weight is zero: every orthogonal matrix is equally near"
     if isinstance(module, nn.Conv2d):
         if module.groups != 1:
             return f"groups={module.groups}: each group would need its own frame"
@@ -182,7 +197,21 @@ def _unfit(module: nn.Module) -> str:
     return ""
 
 
+def _refuse_non_finite(name: str, module: nn.Module) -> None:
+    if not all(bool(p.isfinite().all()) for p in module.parameters(recurse=False)):
+        raise InvalidInputError(
+            f"the weights of {name!r} hold NaN or infinity",
+            code="non_finite_weights",
+            tensor=name,
+            fix="repair or exclude the layer",
+        )
+
+
 def _has_matrix(module: nn.Module) -> bool:
+    if isinstance(module, parametrize.ParametrizationList):
+        return False  # its owner is listed
+    if parametrize.is_parametrized(module, "weight"):
+        return True
     return any(p.ndim >= 2 for p in module.parameters(recurse=False))
 
 

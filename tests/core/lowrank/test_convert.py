@@ -94,6 +94,31 @@ def test_layers_that_cannot_be_converted_say_why():
         to_low_rank(nn.Linear(30, 30), 1, keep_last=False)
 
 
+@pytest.mark.parametrize("choice", [4, RankRule(0.5), None])
+def test_a_model_that_is_refused_stays_as_it_was(choice):
+    net = nn.Sequential(nn.Linear(20, 20), nn.Linear(20, 20))
+    net[1].weight.data[0, 0] = torch.nan
+    with pytest.raises(InvalidInputError, match="'1' holds NaN") as caught:
+        to_low_rank(net, choice, keep_last=False)
+    assert caught.value.code == "non_finite_weights"
+    assert [type(layer) for layer in net] == [nn.Linear, nn.Linear]
+
+
+def test_ranks_by_name_and_zero_weights_are_accounted_for():
+    net = nn.Sequential(nn.Linear(20, 20), nn.Linear(20, 20), nn.Linear(20, 20))
+    with pytest.raises(InvalidInputError, match="'9'") as caught:
+        to_low_rank(net, {"0": 3, "9": 3})
+    assert caught.value.code == "unknown_layer"
+    with pytest.raises(InvalidInputError) as caught:
+        to_low_rank(net, 0)
+    assert caught.value.code == "rank_out_of_range"
+    nn.init.zeros_(net[1].weight)
+    conversion = to_low_rank(net, RankRule(0.9), keep_last=False)
+    assert reasons(conversion)["1"].startswith("the weight is zero")
+    net = nn.Sequential(nn.Linear(20, 20), nn.Linear(20, 20))
+    assert reasons(to_low_rank(net, {"0": 3}, keep_last=False)) == {"1": "no rank is given for it"}
+
+
 def test_merging_keeps_the_function_and_gives_ordinary_layers(images):
     images = images.double()
     net = to_low_rank(Net().double(), 4).model.eval()

@@ -69,3 +69,19 @@ def test_bad_options_are_refused(generator):
     for wrong in ({"rank": 0}, {"period": 0}, {"energy": 1.5}):
         with pytest.raises(InvalidInputError):
             GaLoreAdamW(net.parameters(), **wrong)
+
+
+def test_a_gradient_that_is_not_finite_leaves_its_parameter_alone(generator):
+    net, x, y = problem(generator)
+    optimizer = GaLoreAdamW(net.parameters(), rank=4, period=2)
+    train(net, optimizer, x, y, 4)
+    weight, bias = net[0].weight.detach().clone(), net[2].bias.detach().clone()
+    state = copy.deepcopy(optimizer.state[net[0].weight])
+    (net(x) - y).square().mean().backward()
+    net[0].weight.grad[0, 0] = torch.inf
+    optimizer.step()
+    assert torch.equal(net[0].weight, weight)
+    assert not torch.equal(net[2].bias, bias)
+    assert optimizer.skipped_steps() == 1
+    for name, value in optimizer.state[net[0].weight].items():
+        assert torch.equal(torch.as_tensor(value), torch.as_tensor(state[name]))

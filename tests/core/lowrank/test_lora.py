@@ -34,8 +34,12 @@ def test_the_adapter_holds_the_leading_part_and_the_base_the_rest():
     )
     with pytest.raises(InvalidInputError, match="LayerNorm"):
         split_pissa(net, ["norm"], 1)
-    with pytest.raises(InvalidInputError, match="rank 13"):
-        split_pissa(net, ["first"], 13)
+    rest = net.first.weight.detach().clone()
+    with pytest.raises(InvalidInputError, match="rank 9"):
+        split_pissa(net, ["first", "second"], 9)
+    with pytest.raises(InvalidInputError, match="not in the model"):
+        split_pissa(net, ["first", "third"], 2)
+    assert torch.equal(net.first.weight, rest)
 
 
 def test_the_files_hold_what_a_lora_loader_needs(tmp_path, generator):

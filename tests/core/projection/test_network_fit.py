@@ -58,6 +58,12 @@ def test_a_name_without_a_matrix_is_refused() -> None:
             fit_network(network(4, 4), gaussian(5, 4), layers=[name])
 
 
+@pytest.mark.parametrize("inputs", [torch.empty(0, 4), torch.full((3, 4), torch.nan)])
+def test_inputs_that_tell_nothing_are_refused(inputs: Tensor) -> None:
+    with pytest.raises(InvalidInputError, match="empty or not finite"):
+        fit_network(network(4, 4), inputs, layers=["0"])
+
+
 def settled(norm: nn.BatchNorm1d | nn.BatchNorm2d) -> nn.BatchNorm1d | nn.BatchNorm2d:
     count = norm.num_features
     with torch.no_grad():

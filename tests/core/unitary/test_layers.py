@@ -240,3 +240,33 @@ def test_a_swapped_layer_is_the_nearest_scaled_one(draw: Any) -> None:
         assert torch.equal(reloaded(x), model(x))
     with pytest.raises(InvalidInputError, match="single layer"):
         to_unitary(nn.Linear(2, 2))
+
+
+def test_what_cannot_be_swapped_is_told_before_anything_is(draw: Any) -> None:
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
+    with torch.no_grad():
+        model[1].weight[0, 0] = torch.nan
+    with pytest.raises(InvalidInputError, match="'1' hold NaN") as caught:
+        to_unitary(model)
+    assert caught.value.code == "non_finite_weights"
+    assert type(model[0]) is nn.Linear
+    nn.init.zeros_(model[1].weight)
+    turned = torch.nn.utils.parametrizations.weight_norm(nn.Linear(4, 4))
+    report = to_unitary(nn.Sequential(*model, turned))
+    assert [s.name for s in report.swapped] == ["0"]
+    reasons = {s.name: s.reason for s in report.skipped}
+    assert reasons["1"].startswith("the weight is zero")
+    assert reasons["2"] == "the weight is parametrized"
+
+
+def test_a_frozen_weight_becomes_a_frozen_frame() -> None:
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
+    model[0].weight.requires_grad_(False)
+    to_unitary(model)
+    assert [layer.frame.requires_grad for layer in model] == [False, True]
+
+
+def test_an_unknown_recurrence_is_refused() -> None:
+    for wrong in ({"nonlinearity": "gelu"}, {"initialisation": "zeros"}):
+        with pytest.raises(InvalidInputError, match="nonlinearity="):
+            OrthogonalRNN(3, 5, **wrong)
