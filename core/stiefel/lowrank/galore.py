@@ -73,6 +73,18 @@ class GaLoreAdamW(torch.optim.Optimizer):
         super().__init__(params, defaults)
         self._skipped = 0
 
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add a group; complex parameters are refused."""
+        super().add_param_group(param_group)
+        for parameter in self.param_groups[-1]["params"]:
+            if parameter.is_complex():
+                self.param_groups.pop()
+                raise InvalidInputError(
+                    f"a complex parameter {tuple(parameter.shape)}",
+                    code="complex_parameter",
+                    fix="give complex parameters to torch.optim.AdamW",
+                )
+
     def skipped_steps(self) -> int:
         """Return how many updates were left out because a gradient was not finite."""
         return self._skipped
@@ -137,7 +149,8 @@ def _renew(state: dict[str, Any], grad: Tensor, group: dict[str, Any]) -> None:
     rank = group["rank"]
     if group["energy"] is not None:
         rank = kept_rank(sigma, RankRule((1 - group["energy"]) ** 0.5, most=rank), if_zero=1)
-    basis = left[:, :rank].to(grad.dtype)
+    # One layout, or a state that was saved and loaded would round differently.
+    basis = left[:, :rank].to(grad.dtype).contiguous()
     if "basis" in state:
         turn = basis.T @ state["basis"]
         state["exp_avg"] = turn @ state["exp_avg"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from stiefel.specs.base import ArtifactId, MethodSpec
 from stiefel.specs.data import AnyData
@@ -14,15 +14,36 @@ Count = Annotated[int, Field(ge=1, le=1_000_000)]
 Positive = Annotated[float, Field(gt=0.0, le=1e6)]
 
 
+class Subspace(BaseModel):
+    """Where GaLore keeps the moments of a matrix (arXiv 2403.03507)."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    rank: Annotated[int, Field(ge=1, le=65_536)] = 64
+    period: Annotated[int, Field(ge=1, le=10_000_000)] = Field(
+        default=200, description="Steps between renewals of the subspace"
+    )
+    energy: Annotated[float, Field(gt=0.0, le=1.0)] | None = Field(
+        default=None,
+        description="Share of the gradient's energy that the subspace holds, in at most `rank` "
+        "directions (AdaRankGrad, arXiv 2410.17881)",
+    )
+    scale: Annotated[float, Field(gt=0.0, le=1e3)] = 1.0
+
+
 class Optimizer(BaseModel):
     """An ordinary optimizer for every parameter that the method does not update itself."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    name: Literal["sgd", "adam", "adamw", "rmsprop"] = "adam"
+    name: Literal["sgd", "adam", "adamw", "rmsprop", "galore"] = Field(
+        default="adam",
+        description="galore: AdamW with its moments in a subspace; for train.dense",
+    )
     learning_rate: Annotated[float, Field(gt=0.0, le=100.0)] = 1e-3
     momentum: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.9
     weight_decay: Annotated[float, Field(ge=0.0, le=10.0)] = 0.0
+    subspace: Subspace = Field(default=Subspace(), description="Of galore")
 
 
 class Schedule(BaseModel):
@@ -71,6 +92,13 @@ class TrainingSpec(MethodSpec):
         "beside them as best.safetensors",
     )
     keep_checkpoints: Annotated[int, Field(ge=1, le=100)] = 2
+
+    @field_validator("optimizer")
+    @classmethod
+    def _dense_subspace(cls, value: Optimizer) -> Optimizer:
+        if value.name == "galore" and cls.model_fields["method"].default != "train.dense":
+            raise ValueError("galore keeps its state for whole weights: use train.dense")
+        return value
 
     def inputs(self) -> dict[str, str]:
         """Data files and, where given, the weights to start from."""

@@ -21,7 +21,13 @@ MIB = 2**20
 BASE = 450 * MIB  # interpreter, torch, the method's modules, their compiled kernels
 TRANSFORMERS = 350 * MIB  # the library and what it imports
 DECOMPOSITION = 16  # working memory of a singular value decomposition, per byte of the weight
-STATES = {"sgd": 1, "adam": 2, "adamw": 2, "rmsprop": 1}  # numbers per parameter
+STATES = {
+    "sgd": 1,
+    "adam": 2,
+    "adamw": 2,
+    "rmsprop": 1,
+    "galore": 2,
+}  # numbers per parameter, at most
 
 
 def estimate_memory(

@@ -8,6 +8,7 @@ from collections.abc import Iterable
 import torch
 from torch import nn
 
+from stiefel.lowrank.galore import GaLoreAdamW
 from stiefel.specs.training import Optimizer, Schedule
 
 
@@ -27,6 +28,8 @@ def build_optimizer(spec: Optimizer, parameters: Iterable[nn.Parameter]) -> torc
         return torch.optim.SGD(groups, lr=rate, momentum=spec.momentum)
     if spec.name == "rmsprop":
         return torch.optim.RMSprop(groups, lr=rate)
+    if spec.name == "galore":
+        return GaLoreAdamW(groups, lr=rate, **spec.subspace.model_dump())
     kind = torch.optim.Adam if spec.name == "adam" else torch.optim.AdamW
     return kind(groups, lr=rate, foreach=True)
 

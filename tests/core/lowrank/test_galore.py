@@ -69,6 +69,8 @@ def test_bad_options_are_refused(generator):
     for wrong in ({"rank": 0}, {"period": 0}, {"energy": 1.5}):
         with pytest.raises(InvalidInputError):
             GaLoreAdamW(net.parameters(), **wrong)
+    with pytest.raises(InvalidInputError, match="complex"):
+        GaLoreAdamW([nn.Parameter(torch.zeros(3, 3, dtype=torch.complex64))])
 
 
 def test_a_gradient_that_is_not_finite_leaves_its_parameter_alone(generator):

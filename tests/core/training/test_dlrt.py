@@ -93,6 +93,7 @@ def test_an_absolute_tolerance_bounds_the_tail_itself(tmp_path: Path) -> None:
         ({"truncation_tolerance": 1.5}, "below 1"),
         ({"warm_up": {}, "initial_rank": 4}, "no meaning"),
         ({"grow_only": True, "adaptive": False}, "adaptive"),
+        ({"optimizer": {"name": "galore"}}, "use train.dense"),
         ({"min_rank": 5, "max_rank": 4}, "below min_rank"),
         ({"warm_up": {"latest": 0.0}}, "greater than 0"),
     ],

@@ -67,7 +67,13 @@ def equal(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
 
 @pytest.mark.parametrize("draw", range(4))
 def test_stops_at_random_steps_leave_no_trace(draw: int, tmp_path: Path) -> None:
-    changes = {"checkpoint_every": 4, "optimizer": {"name": ["adamw", "sgd"][draw % 2]}}
+    optimizers: list[dict[str, Any]] = [
+        {"name": "adamw"},
+        {"name": "sgd"},
+        {"name": "galore", "subspace": {"rank": 3, "period": 5}},
+        {"name": "galore", "subspace": {"rank": 6, "period": 4, "energy": 0.9}},
+    ]
+    changes = {"checkpoint_every": 4, "optimizer": optimizers[draw]}
     whole = Trial(tmp_path / "whole", **changes)
     whole.attempt()
     pieces, chance, told = Trial(tmp_path / "pieces", **changes), random.Random(draw), []
