@@ -30,8 +30,8 @@ def redis_server(folder: Path) -> Iterator[str]:
         wait_until_ready(url)
         yield url
     finally:
-        process.terminate()
-        process.wait(timeout=10)
+        process.kill()  # nothing of it is kept
+        process.wait(timeout=60)
 
 
 def wait_until_ready(url: str, seconds: float = 15) -> None:

@@ -3,6 +3,7 @@
 StiefelError                 code, detail, fix; the tensor or field at fault where there is one
 ├── InvalidInputError        the caller's data cannot be used (blame: user)
 ├── NotConvergedError        an iteration missed its tolerance
+├── TooLargeError            the work needs more memory than there is (blame: resource)
 └── StopRequested            not a failure: the run was asked to stop at its next safe point
 """
 
@@ -52,6 +53,13 @@ class NotConvergedError(StiefelError, ArithmeticError):
 
     blame = "user"
     default_code = "not_converged"
+
+
+class TooLargeError(StiefelError):
+    """The work is expected to need more memory than it may have."""
+
+    blame = "resource"
+    default_code = "too_large"
 
 
 class StopRequested(StiefelError):  # noqa: N818 - a request obeyed, not an error

@@ -45,6 +45,13 @@ class Run(Protocol):
     def event(self, type: str, data: Mapping[str, Any]) -> None:  # noqa: A002 - the protocol's word
         """Append an event such as ``job.spectrum`` or ``job.log`` (under 16 kB of JSON)."""
 
+    def expect_memory(self, nbytes: int) -> None:
+        """Say how much memory the run will take at its peak, before it takes it.
+
+        Raises:
+            TooLargeError: more than it may have here; let it propagate.
+        """
+
     def checkpoint(self, step: int) -> None:
         """Make ``state`` durable as it is now; returns at once.
 

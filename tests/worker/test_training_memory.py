@@ -50,21 +50,38 @@ def test_the_worker_tells_what_one_job_may_have(small: Site) -> None:
     assert worker.devices["memory_bytes"] == LIMIT
 
 
-def test_a_job_over_its_memory_fails_with_the_figure_and_a_remedy(small: Site) -> None:
+def test_a_job_that_would_need_too_much_fails_before_it_begins(small: Site) -> None:
     job = small.wait(train(small, 7000).id, seconds=90)  # 0.8 GB with gradient and Adam
-    assert (job.state, job.blame, job.reason) == (State.FAILED, Blame.RESOURCE, "out_of_memory")
+    assert (job.state, job.blame, job.reason) == (State.FAILED, Blame.RESOURCE, "too_large")
     assert job.error is not None
-    assert "700 MiB" in job.error["detail"]
-    assert "smaller batch" in job.error["fix"]
-    assert small.reasons(job.id) == ["out_of_memory"] * 2
+    assert "gives one job 0.7 GiB" in job.error["detail"]
+    assert "batch_size" in job.error["fix"]
+    assert small.reasons(job.id) == ["too_large"]
 
 
-def test_an_allocation_that_the_kernel_refuses_ends_the_same_way(small: Site) -> None:
-    job = small.wait(train(small, 40_000).id, seconds=90)  # 6.4 GB at once
-    assert (job.state, job.blame, job.reason) == (State.FAILED, Blame.RESOURCE, "out_of_memory")
-    assert job.error is not None
-    assert "6400000000 bytes" in job.error["detail"]
-    assert "smaller batch" in job.error["fix"]
+def test_of_another_librarys_network_the_worker_tells_how_large_it_is(small: Site) -> None:
+    """The plan cannot: it knows neither what a config leaves out, nor what images hold."""
+    config = {"model_type": "gpt2", "n_embd": 64, "n_layer": 2, "n_head": 2}
+    network = {"family": "transformers", "task": "causal_language_model"}
+    text = {"kind": "text", "context": 64, "train": small.upload(b"to be or not to be, " * 500).id}
+
+    def job(**changes: Any) -> Job:
+        spec = {
+            "method": "train.dense",
+            "network": network | {"config": config | changes},
+            "data": text,
+            "max_steps": 1,
+            "batch_size": 4,
+            "device": "cpu",
+        }
+        request = Submission("train.dense", spec, inputs={"train": text["train"]})
+        made = submit(small.db, tenant=TENANT, submission=request).job
+        assert small.bell.ring("cpu", made.id)
+        return small.wait(made.id, seconds=90)
+
+    large = job(n_embd=2048, n_head=16, n_layer=24)
+    assert (large.state, large.reason) == (State.FAILED, "too_large")
+    assert small.reasons(large.id) == ["too_large"]
 
 
 def test_a_full_gpu_ends_the_same_way(small: Site) -> None:

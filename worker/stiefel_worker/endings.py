@@ -9,6 +9,9 @@ from typing import Any
 
 from stiefel_jobs.states import Blame
 
+#: The code by which a child says that it would need more than it may have.
+TOO_LARGE = "too_large"
+
 
 @dataclass(frozen=True)
 class Failure:

@@ -116,6 +116,14 @@ class Lease:
             )
         )
 
+    def outgrow(self, needed: int, share: int) -> State:
+        """Leave the job to a larger worker, or fail it where there is none."""
+        return patiently(
+            lambda: ends.outgrow(
+                self._db, job_id=self._job_id, fence=self._fence, needed=needed, share=share
+            )
+        )
+
     def release(self, to: State, reason: str) -> State:
         """Hand the job back unfinished; the state it went to."""
         return patiently(

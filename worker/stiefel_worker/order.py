@@ -19,6 +19,7 @@ class Order:
     inputs: dict[str, str]  # staged file name -> sha256
     threads: int
     data_limit: int | None
+    memory_bytes: int  # one job may have, of the GPU on the queue cuda
     device: str  # cpu | cuda, as the queue is called
     code: str
 

@@ -16,7 +16,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from stiefel.errors import StopRequested
+from stiefel.errors import StopRequested, TooLargeError
 from stiefel_worker.order import Order
 
 REPORT_S = 0.1
@@ -34,6 +34,8 @@ class ChildRun:
         self.state = order.state
         self.lineage = lineage
         self._connection = connection
+        self._limit = order.memory_bytes
+        self._split = int(order.spec.get("devices", 1)) if order.device == "cuda" else 1
         self._lock = threading.Lock()
         self._progress: Message | None = None
         self._points: list[tuple[int, str, float, float]] = []
@@ -67,6 +69,20 @@ class ChildRun:
         if len(json.dumps(data)) > EVENT_BYTES:
             raise ValueError(f"The data of event {type} exceed {EVENT_BYTES} bytes of JSON.")
         self.send({"type": "event", "event": type, "data": dict(data)})
+
+    def expect_memory(self, nbytes: int) -> None:
+        """Report what is expected; of several GPUs each has its part.
+
+        Raises:
+            TooLargeError: more than this job may have here.
+        """
+        needed = nbytes // self._split
+        self.send({"type": "memory", "bytes": needed})
+        if needed > self._limit:
+            raise TooLargeError(
+                f"The job needs about {needed / 2**30:.1f} GiB; it may have "
+                f"{self._limit / 2**30:.1f} GiB here."
+            )
 
     def checkpoint(self, step: int) -> None:
         """Report the sizes that ``state`` has now.

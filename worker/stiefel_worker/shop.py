@@ -74,14 +74,17 @@ class Shop:
         share = int(_memory_of_this_machine() * MEMORY_SHARE) // self.concurrency
         return self.limits.memory_bytes or share
 
+    def share_bytes(self, queue: str) -> int:
+        """Bytes that one job of ``queue`` may have: of the machine, or of a GPU."""
+        return self.cuda_memory_bytes or 2**62 if queue == "cuda" else self.memory_bytes
+
     def free_bytes(self, queue: str) -> int:
         """Bytes that one more job of ``queue`` may need: its share, and no more than are free now.
 
         Of a GPU only the share is looked at, and only where it is known.
         """
-        if queue == "cuda":
-            return self.cuda_memory_bytes or 2**62
-        return min(self.memory_bytes, psutil.virtual_memory().available)
+        share = self.share_bytes(queue)
+        return share if queue == "cuda" else min(share, psutil.virtual_memory().available)
 
     @cached_property
     def cuda_memory_bytes(self) -> int | None:

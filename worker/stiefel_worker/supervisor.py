@@ -79,6 +79,7 @@ class Supervisor:
         self._child: Child | None = None
         self._last: dict[str, Any] | None = None  # the child's last word
         self._failure: Failure | None = None  # why the child had to be killed
+        self._expected = 0  # bytes of memory, by the child's own account
         self._goal: State | None = None  # where a wish sends the job
         self._kill_at: float | None = None
         now = time.monotonic()
@@ -152,6 +153,9 @@ class Supervisor:
             self._journal.event(message)
         elif kind == "checkpoint":
             self._checkpoints.offer(int(message["step"]), message["files"])
+        elif kind == "memory":
+            self._expected = int(message["bytes"])
+            self._journal.add(NewEvent("job.memory", {"expected_bytes": self._expected}))
         elif kind == "started":
             self._note_start(message)
         elif kind in {"finished", "stopped", "failed"}:
@@ -234,6 +238,8 @@ class Supervisor:
         if last is not None and last["type"] == "finished":
             return self._commit(last)
         if last is not None and last["type"] == "failed":
+            if last["code"] == endings.TOO_LARGE:
+                return f"too large here, {self._lease.outgrow(self._expected, self._share)}"
             self._settle()  # the last good checkpoint is what the caller has left
             return self.fail(endings.reported(last))
         if self._goal is not None:
@@ -277,6 +283,10 @@ class Supervisor:
         """End the attempt as failed."""
         return f"attempt failed ({failure.reason}), job {self._lease.fail(failure)}"
 
+    @property
+    def _share(self) -> int:
+        return self._shop.share_bytes(self._claim.queue)
+
     def _order(self) -> Order:
         claim = self._claim
         return Order(
@@ -287,6 +297,7 @@ class Supervisor:
             inputs={name: artifact.sha256 for name, artifact in claim.inputs.items()},
             threads=self._shop.threads,
             data_limit=self._shop.data_limit(claim.queue),
+            memory_bytes=self._share,
             device=claim.queue,
             code=self._shop.code,
         )

@@ -252,6 +252,7 @@ def _convert(
     linear = LowRankLinear.from_dense(
         source, 1 if dense else rank, keep_norm=keep_norm, evaluation=evaluation
     )
+    linear.transposed = is_transposed_linear(module)
     if dense:
         linear.set_dense(source.weight.detach().clone())
     return linear

@@ -14,6 +14,7 @@ from stiefel.lowrank.convert import replace_module
 from stiefel.lowrank.convolution import LowRankConv2d
 from stiefel.lowrank.factored import FactoredConv2d, FactoredLinear, balanced
 from stiefel.lowrank.layer import LowRankLayer
+from stiefel.lowrank.linear import LowRankLinear
 
 Form = Literal["auto", "factored", "merged"]
 ROUNDS = 7
@@ -94,11 +95,25 @@ def merged_of(layer: LowRankLayer) -> nn.Module:
             return conv
         mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
         return nn.Sequential(_Pad(layer.outer_padding, mode), conv)
+    if isinstance(layer, LowRankLinear) and layer.transposed:
+        return _TransposedLinear(weight, layer.bias)
     n, m = layer.matrix_shape
     linear = nn.Linear(m, n, bias=False, device="meta")
     linear.weight = nn.Parameter(weight.clone())
     linear.bias = layer.bias  # type: ignore[assignment]
     return linear
+
+
+class _TransposedLinear(nn.Module):
+    """A linear layer that stores W^T, so that the weights fit the network they came from."""
+
+    def __init__(self, weight: Tensor, bias: nn.Parameter | None) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(weight.mT.contiguous())
+        self.bias = bias
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.linear(x, self.weight.mT, self.bias)
 
 
 class _Pad(nn.Module):

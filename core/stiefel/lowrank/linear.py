@@ -39,6 +39,8 @@ class LowRankLinear(LowRankLayer):
         dtype: float32 or float64.
     """
 
+    transposed = False  # whether the layer in whose place it stands stored W^T
+
     def __init__(
         self,
         in_features: int,

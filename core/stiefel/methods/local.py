@@ -38,6 +38,7 @@ class FolderRun:
     points: list[tuple[int, dict[str, float]]] = field(default_factory=list)
     events: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
     checkpoints: list[int] = field(default_factory=list)
+    memory_bytes: int = 0
 
     @property
     def stop_requested(self) -> bool:
@@ -66,6 +67,10 @@ class FolderRun:
     def event(self, type: str, data: Mapping[str, Any]) -> None:  # noqa: A002 - the protocol's word
         """Remember the event."""
         self.events.append((type, dict(data)))
+
+    def expect_memory(self, nbytes: int) -> None:
+        """Remember the most that was expected."""
+        self.memory_bytes = max(self.memory_bytes, nbytes)
 
     def checkpoint(self, step: int) -> None:
         """Note the step.

@@ -22,7 +22,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from stiefel.errors import InvalidInputError, StiefelError, StopRequested
+from stiefel.errors import InvalidInputError, StiefelError, StopRequested, TooLargeError
 from stiefel.methods.protocol import Delivery, Outcome
 from stiefel.run import Run
 from stiefel.specs.training import TrainingSpec
@@ -46,7 +46,9 @@ def run_in_several(spec: TrainingSpec, run: Run) -> Outcome:
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
     _require_loopback()
-    pipes = [get_context("spawn").Pipe() for _ in range(spec.devices)]
+    # One process loads torch and the methods; the others are forks of it, there in milliseconds.
+    get_context("forkserver").set_forkserver_preload(["stiefel.methods"])
+    pipes = [get_context("forkserver").Pipe() for _ in range(spec.devices)]
     config = LaunchConfig(
         min_nodes=1,
         max_nodes=1,
@@ -54,7 +56,7 @@ def run_in_several(spec: TrainingSpec, run: Run) -> Outcome:
         rdzv_backend="c10d",
         rdzv_endpoint=f"{HERE}:0",
         local_addr=HERE,
-        start_method="spawn",
+        start_method="forkserver",
         max_restarts=0,  # the service's own attempts resume from the last checkpoint
         monitor_interval=0.1,
     )
@@ -156,12 +158,21 @@ class _Host:
             run.event(message["event"], message["data"])
         elif kind == "look":
             connection.send_bytes(json.dumps(run.stop_requested).encode())
+        elif kind == "memory":
+            connection.send_bytes(json.dumps(self._memory(message["bytes"])).encode())
         elif kind == "checkpoint":
             connection.send_bytes(json.dumps(self._checkpoint(message["step"])).encode())
         elif kind == "finished":
             self._end = message
         elif kind == "error":
             self._error = self._error or message
+
+    def _memory(self, nbytes: int) -> Message | None:
+        try:
+            self._run.expect_memory(nbytes)
+        except TooLargeError as error:
+            return _described(error)
+        return None
 
     def _checkpoint(self, step: int) -> bool:
         try:
@@ -194,6 +205,11 @@ class _Told:
     def event(self, type: str, data: Mapping[str, Any]) -> None:  # noqa: A002 - the protocol's word
         self.tell("event", event=type, data=dict(data))
 
+    def expect_memory(self, nbytes: int) -> None:
+        self.tell("memory", bytes=nbytes)
+        if (refusal := json.loads(self._connection.recv_bytes())) is not None:
+            raise _revived(refusal)
+
     def checkpoint(self, step: int) -> None:
         self.tell("checkpoint", step=step)
         if json.loads(self._connection.recv_bytes()):
@@ -216,6 +232,9 @@ class _Silent(_Told):
 
     def event(self, type: str, data: Mapping[str, Any]) -> None:  # noqa: A002 - the protocol's word
         """Say nothing."""
+
+    def expect_memory(self, nbytes: int) -> None:
+        """Process 0 says so for all."""
 
     def checkpoint(self, step: int) -> None:
         """Process 0 has written it."""

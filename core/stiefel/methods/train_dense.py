@@ -10,7 +10,6 @@ from stiefel.methods.protocol import Method, Outcome, Run
 from stiefel.methods.training import run_training
 from stiefel.specs.train_dense import TrainDenseSpec
 from stiefel.training.optimizers import build_optimizer
-from stiefel.training.session import plain_weights
 from stiefel.training.stepper import PlainStepper, Stepper
 
 
@@ -23,7 +22,7 @@ class Unconstrained:
 
     def exports(self, network: nn.Module) -> dict[str, dict[str, Tensor]]:
         """The dense weights."""
-        return {"model.safetensors": plain_weights(network)}
+        return {"model.safetensors": dict(network.state_dict())}
 
     def layers(self, network: nn.Module) -> list[dict[str, Any]]:
         """No layer is constrained."""

@@ -17,7 +17,7 @@ from torch import Tensor
 from stiefel.linalg import orthogonality_defect
 from stiefel.methods.protocol import Delivery, Outcome, Run
 from stiefel.methods.several import run_in_several
-from stiefel.models.hugging_face import HuggingFaceNetwork
+from stiefel.models.adapter import Adapter
 from stiefel.specs.training import TrainingSpec
 from stiefel.training.series import write_parquet, write_tensorboard
 from stiefel.training.session import Constraint, Trained, train
@@ -72,15 +72,14 @@ def run_training(spec: S, run: Run, constraint: Constraint[S]) -> Outcome:
 def _documents(
     spec: TrainingSpec, run: Run, trained: Trained, metrics: Mapping[str, Any]
 ) -> list[Delivery]:
-    """Report, card, curves and, for `transformers`, the config."""
+    """Report, card, curves and, for networks of another library, its config."""
     documents = [
         _json(run.state, "report.json", _report(spec, trained, metrics)),
         _text(run.state, "README.md", model_card(spec, trained, metrics)),
         *_curves(run.state, trained),
     ]
-    if isinstance(trained.network, HuggingFaceNetwork):
-        config = trained.network.inner.config.to_dict()  # type: ignore[union-attr, operator]
-        documents.append(_json(run.state, "config.json", config))
+    if isinstance(trained.network, Adapter):
+        documents.append(_json(run.state, "config.json", trained.network.config()))
     return documents
 
 

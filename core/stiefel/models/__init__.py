@@ -11,6 +11,7 @@ from torch import nn
 from stiefel.models.convolutional import alexnet, lenet5, resnet20, vgg16
 from stiefel.models.fourier import orthogonal_cnn
 from stiefel.models.hugging_face import transformers_network
+from stiefel.models.image_models import timm_network
 from stiefel.models.perceptron import perceptron
 from stiefel.models.recurrent import recurrent_network
 from stiefel.models.signature import Signature
@@ -29,6 +30,7 @@ FAMILIES: dict[str, Callable[[Any, Signature], nn.Module]] = {
     "orthogonal_cnn": orthogonal_cnn,
     "vit": vision_transformer,
     "transformers": transformers_network,
+    "timm": timm_network,
 }
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from stiefel.errors import InvalidInputError
+from stiefel.models.adapter import Adapter
 from stiefel.models.signature import Signature
 from stiefel.specs.fitting import check_task
 from stiefel.specs.networks import Transformers
@@ -19,17 +21,26 @@ AUTO_CLASSES = {
 }
 
 
-class HuggingFaceNetwork(nn.Module):
-    """A `transformers` model that maps a batch to logits; ``inner`` is the model itself."""
+class HuggingFaceNetwork(Adapter):
+    """A `transformers` model that maps a batch to logits."""
 
-    def __init__(self, inner: nn.Module) -> None:
-        super().__init__()
-        self.inner = inner
+    def __init__(self, inner: nn.Module, *, padded: bool = False) -> None:
+        super().__init__(inner)
+        accepted = inspect.signature(inner.forward).parameters
+        self._padded = padded and "attention_mask" in accepted
+        # Keys and values kept for the next token are of no use in training.
+        self._options = {"use_cache": False} if "use_cache" in accepted else {}
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map images (B, C, H, W) or token ids (B, T) to logits."""
-        logits: Tensor = self.inner(x).logits
+        """Map images (B, C, H, W) or token ids (B, T) to logits; id 0 pads."""
+        mask = {"attention_mask": (x != 0).long()} if self._padded else {}
+        logits: Tensor = self.inner(x, **mask, **self._options).logits
         return logits
+
+    def config(self) -> dict[str, Any]:
+        """The ``config.json`` with which ``from_pretrained`` builds it again."""
+        config: dict[str, Any] = self.inner.config.to_dict()  # type: ignore[union-attr, operator]
+        return config
 
 
 def transformers_network(spec: Transformers, signature: Signature) -> nn.Module:
@@ -49,7 +60,8 @@ def transformers_network(spec: Transformers, signature: Signature) -> nn.Module:
         raise _misfit(
             f"{spec.config['model_type']} offers no {spec.task.replace('_', ' ')}", "task"
         ) from error
-    return HuggingFaceNetwork(inner.to(torch.float32))
+    padded = spec.task == "sequence_classification"
+    return HuggingFaceNetwork(inner.to(torch.float32), padded=padded)
 
 
 def _config(transformers: Any, spec: Transformers, signature: Signature) -> Any:

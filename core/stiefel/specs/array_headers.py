@@ -11,7 +11,7 @@ import re
 import zipfile
 import zlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from typing import Any
 
@@ -24,7 +24,8 @@ LABEL_BYTES = 2**22  # longer label arrays are left to the worker
 _READ = 2**23  # bytes of one file that a plan may ask for
 _HEADER = 2**16
 _TYPE = re.compile(r"[<>|=]?([uifb])(\d+)")
-_CODES = {
+#: Type of a safetensors tensor -> kind and size, as numpy names them.
+NUMBERS = {
     **{f"U{8 * n}": ("u", n) for n in (1, 2, 4, 8)},
     **{f"I{8 * n}": ("i", n) for n in (1, 2, 4, 8)},
     **{f"F{8 * n}": ("f", n) for n in (2, 4, 8)},
@@ -42,6 +43,7 @@ class ArrayHeader:
     kind: str  # u, i, f or b, as numpy names them
     itemsize: int
     classes: int | None = None
+    by_columns: bool = False  # Fortran order: it can only be read whole
 
     @property
     def nbytes(self) -> int:
@@ -75,7 +77,7 @@ def _safetensors(
         if name not in table.tensors:
             raise _missing(role, name, sorted(table.tensors))
         info = table.tensors[name]
-        kind, itemsize = _CODES.get(info.dtype, ("", 0))
+        kind, itemsize = NUMBERS.get(info.dtype, ("", 0))
         header = _checked(role, name, tuple(info.shape), kind, itemsize)
         if name == labels and header.nbytes <= LABEL_BYTES:
             header = _counted(role, name, header, read(info.begin, info.end - info.begin), "<")
@@ -114,6 +116,8 @@ def _npy(member: Any, name: str, labels: str | None, role: str) -> ArrayHeader:
     match = _TYPE.fullmatch(described)
     kind, itemsize = (match[1], int(match[2])) if match else ("", 0)
     header = _checked(role, name, shape, kind, itemsize)
+    if facts.get("fortran_order") is True and len(shape) > 1:
+        return replace(header, by_columns=True)
     if name == labels and header.nbytes <= LABEL_BYTES:
         order = ">" if described.startswith(">") else "<"
         header = _counted(role, name, header, member.read(header.nbytes), order)
@@ -139,7 +143,7 @@ def _counted(role: str, name: str, header: ArrayHeader, data: bytes, order: str)
     if outside.any():
         row = int(np.argmax(outside))
         raise label_out_of_range(role, name, row, repr(values[row].item()))
-    return ArrayHeader(header.shape, header.kind, header.itemsize, int(values.max()) + 1)
+    return replace(header, classes=int(values.max()) + 1)
 
 
 def label_out_of_range(role: str, column: str, row: int, value: str) -> InvalidInputError:

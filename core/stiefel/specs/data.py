@@ -11,6 +11,9 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from stiefel.specs.base import ArtifactId
 
+#: Token ids of text that is padded: every byte, one higher, and 0 for what is not there.
+PADDED_BYTES = 257
+
 Column = Annotated[str, Field(min_length=1, max_length=128)]
 Share = Annotated[float, Field(gt=0.0, lt=1.0)]
 
@@ -61,9 +64,12 @@ class LabelledData(UploadedData):
 
 
 class ParquetData(LabelledData):
-    """Parquet in the Hugging Face layout: images as {bytes, path}, or numeric columns."""
+    """Parquet in the Hugging Face layout: images as {bytes, path}, text, or numeric columns."""
 
     kind: Literal["parquet"]
+    context: Annotated[int, Field(ge=2, le=8192)] = Field(
+        default=128, description="Bytes of each text of a text column; longer ones are cut"
+    )
 
 
 class ArrayData(LabelledData):
@@ -73,9 +79,12 @@ class ArrayData(LabelledData):
 
 
 class TextData(UploadedData):
-    """Plain UTF-8 text for language modelling, cut into windows of ``context`` tokens."""
+    """UTF-8 text for language modelling, cut into windows of ``context`` tokens."""
 
     kind: Literal["text"]
+    column: Column | None = Field(
+        default=None, description="Of parquet files: the column with the text, row after row"
+    )
     context: Annotated[int, Field(ge=2, le=8192)] = 128
     tokens: Literal["bytes"] = "bytes"
 

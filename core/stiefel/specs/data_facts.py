@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from math import prod
 from typing import Literal, NamedTuple
@@ -36,7 +36,7 @@ class DataFacts:
         signature: of the examples; None where only the worker can tell.
         examples: for training; None where only the worker can tell, or where ``batches`` says.
         batches: per epoch, for tasks that count in batches.
-        bytes_in_memory: the most that reading the files holds at once.
+        bytes_in_memory: the most that reading the files holds beside a block.
         unknown: what only the worker will find out, for people.
     """
 
@@ -70,18 +70,19 @@ def look_at_data(spec: AnyData, files: Mapping[str, Source]) -> DataFacts:
     if isinstance(spec, TextData):
         return _text(spec, files)
     if isinstance(spec, ParquetData):
-        held = sum(source.size for source in files.values())
-        return DataFacts(None, bytes_in_memory=held, unknown=("the shape of the examples",))
+        return DataFacts(None, unknown=("the shape of the examples",))
     return _arrays(spec, files)
 
 
 def _text(spec: TextData, files: Mapping[str, Source]) -> DataFacts:
+    signature = Signature("tokens", (spec.context,), 256, per_step=True, vocabulary=256)
+    if spec.column:
+        return DataFacts(signature, unknown=("the length of the text",))
     size = files["train"].size
     kept = size if "test" in files else size - int(size * spec.held_out)
     windows = (kept - 1) // spec.context
     if windows < 1:
         raise bad_data("train", f"{kept} bytes hold no window of {spec.context + 1}")
-    signature = Signature("tokens", (spec.context,), 256, per_step=True, vocabulary=256)
     return DataFacts(signature, examples=windows)
 
 
@@ -107,10 +108,15 @@ def _arrays(spec: ArrayData, files: Mapping[str, Source]) -> DataFacts:
     examples = rows["train"]
     if "test" not in files:
         examples -= int(examples * spec.held_out)
-    held = max(sum(header.nbytes for header in arrays.values()) for arrays in found.values())
+    held = max(_held(arrays.values()) for arrays in found.values())
     classes = [arrays[spec.label].classes for arrays in found.values()]
     signature, unknown = _labelled(spec, shapes["train"], classes)
     return DataFacts(signature, examples=examples, bytes_in_memory=held, unknown=unknown)
+
+
+def _held(headers: Iterable[ArrayHeader]) -> int:
+    """Bytes of what is not read in blocks: labels, and arrays that lie by columns."""
+    return sum(h.nbytes for h in headers if h.by_columns or len(h.shape) == 1)
 
 
 def _example(role: str, headers: list[ArrayHeader]) -> tuple[int, ...]:

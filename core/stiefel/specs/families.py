@@ -34,7 +34,8 @@ def layer_table(spec: AnyNetwork, signature: Signature) -> list[Layer] | None:
     """Return the network's layers in the order of its modules.
 
     Returns:
-        None for family ``transformers``: what its configs leave out, only that library knows.
+        None for families ``transformers`` and ``timm``: what their configs leave out, only those
+        libraries know.
 
     Raises:
         InvalidInputError: the network does not fit the data (``network_does_not_fit``).

@@ -64,20 +64,23 @@ def _misfit(detail: str, where: str) -> InvalidInputError:
     )
 
 
-#: What each task of a `transformers` network is fed with.
-TASK_KINDS = {
-    "image_classification": "image",
-    "sequence_classification": "tokens",
-    "causal_language_model": "tokens",
+#: What each task of a `transformers` network is fed with: kind, whether every step is answered,
+#: and the data that are so.
+TASKS = {
+    "image_classification": ("image", False, "images"),
+    "sequence_classification": ("tokens", False, "a text column of parquet with labels"),
+    "causal_language_model": ("tokens", True, "data of kind text"),
 }
 
 
 def check_task(task: str, signature: Signature) -> None:
     """Refuse data of another kind than a `transformers` task needs."""
-    if signature.kind != TASK_KINDS[task]:
+    kind, per_step, needed = TASKS[task]
+    if (signature.kind, signature.per_step) != (kind, per_step):
+        answers = "an answer at every step" if signature.per_step else "one answer each"
         raise InvalidInputError(
-            f"task {task} needs {TASK_KINDS[task]} data, not {signature.kind}",
+            f"task {task} needs {needed}; these are {signature.kind} data with {answers}",
             code="network_does_not_fit",
-            fix="correct the network's config; its keys are those of the transformers library",
+            fix="choose the task that goes with the data, or other data",
             field="/network/task",
         )

@@ -121,6 +121,40 @@ class Transformers(Network):
         return self
 
 
+_GIVEN = ("num_classes", "in_chans")  # by the data
+_LOADING = ("checkpoint_path", "cache_dir", "features_only", "out_indices", "feature_cfg")
+
+
+class Timm(Network):
+    """Any image network of the `timm` library by name, drawn anew; nothing is downloaded.
+
+    Only on workers with the extra ``timm``.
+    """
+
+    family: Literal["timm"]
+    model: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$", max_length=128)] = Field(
+        description="Name of the architecture, without the tag of its pretrained weights",
+        examples=["resnet18", "vit_tiny_patch16_224"],
+    )
+    config: dict[str, Any] = Field(
+        default={},
+        description="Arguments of the architecture; sizes that the data decide come from them.",
+        examples=[{"embed_dim": 64, "depth": 2}],
+    )
+
+    @model_validator(mode="after")
+    def _config_draws_anew(self) -> Timm:
+        for key in self.config:
+            if key in _GIVEN:
+                raise ValueError(f'config has "{key}", which the data decide; remove it')
+            if key in _LOADING or key.startswith("pretrained"):
+                raise ValueError(
+                    f'config has "{key}": nothing is loaded from elsewhere; remove it and name '
+                    "uploaded weights in the spec's weights"
+                )
+        return self
+
+
 AnyNetwork = Annotated[
     Perceptron
     | LeNet5
@@ -130,6 +164,7 @@ AnyNetwork = Annotated[
     | Recurrent
     | OrthogonalCNN
     | VisionTransformer
-    | Transformers,
+    | Transformers
+    | Timm,
     Field(discriminator="family"),
 ]

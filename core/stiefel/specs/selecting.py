@@ -159,6 +159,8 @@ def _unitary(spec: TrainProjunnSpec, found: list[Layer]) -> list[PlannedLayer]:
         if layer.kind in _OWN:
             constraint = "unitary" if layer.complex else "orthogonal"
             planned.append(PlannedLayer(layer, constraint))
+        elif layer.kind not in _SWAPPED:
+            planned.append(PlannedLayer(layer, reason=f"no orthogonal counterpart of {layer.kind}"))
         elif spec.include is None and own:
             planned.append(PlannedLayer(layer, reason=OWN_TAKEN))
         elif not any(fnmatchcase(layer.name, pattern) for pattern in spec.include or ("*",)):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from math import prod
+from typing import NamedTuple
 
 from stiefel.specs.data_facts import DataFacts
 from stiefel.specs.layers import Layer
@@ -19,7 +20,7 @@ from stiefel.specs.training import TrainingSpec
 
 MIB = 2**20
 BASE = 450 * MIB  # interpreter, torch, the method's modules, their compiled kernels
-TRANSFORMERS = 350 * MIB  # the library and what it imports
+LIBRARIES = {"transformers": 350 * MIB, "timm": 350 * MIB}  # with what they import
 DECOMPOSITION = 16  # working memory of a singular value decomposition, per byte of the weight
 STATES = {
     "sgd": 1,
@@ -30,13 +31,29 @@ STATES = {
 }  # numbers per parameter, at most
 
 
+class Activations(NamedTuple):
+    """Numbers that one example leaves behind for the backward pass, and the most in one piece."""
+
+    kept: int
+    widest: int
+
+
 def estimate_memory(
     spec: TrainingSpec,
     facts: DataFacts,
     table: Sequence[Layer] | None,
     layers: Sequence[PlannedLayer] | None,
+    activations: Activations | None = None,
 ) -> int:
-    """Return bytes at the peak of all the job's processes; 0 where nothing is known."""
+    """Return bytes at the peak of all the job's processes; 0 where nothing is known.
+
+    Args:
+        spec: what is trained, and how.
+        facts: of the data.
+        table: every layer of the network.
+        layers: which of them are constrained.
+        activations: where they were measured; by default as the table says.
+    """
     if table is None or layers is None or facts.signature is None:
         return 0
     weights = sum(layer.nbytes for layer in table)
@@ -49,17 +66,24 @@ def estimate_memory(
     # writes, and the largest tensors once more.
     step = weights * 2 + optimizer + bound + weights
     checkpoint = weights * 2 + optimizer + bound + max(weights + bound, optimizer) * 3 // 2
-    training = max(step + _activations(spec, facts.signature, table), checkpoint)
+    if activations is None:
+        own = sum(layer.kept for layer in table)
+        activations = Activations(own, max(layer.kept for layer in table))
+    training = max(step + _batch(spec, facts.signature, activations), checkpoint)
     reading = facts.bytes_in_memory * 7 // 5
-    return spec.devices * BASE + max(spec.devices * training, reading)
+    return spec.devices * _base(spec) + max(spec.devices * training, reading)
+
+
+def _base(spec: TrainingSpec) -> int:
+    """Bytes of a process that has not begun."""
+    return BASE + LIBRARIES.get(spec.network.family, 0)
 
 
 def _constraint(spec: TrainingSpec, layers: Sequence[PlannedLayer]) -> int:
     """Bytes that a constraint takes beside the weights."""
     constrained = [item.layer.nbytes for item in layers if item.constraint]
-    if isinstance(spec, TrainOialrSpec) or _warms_up(
-        spec
-    ):  # one whole decomposition at a time, in double precision
+    # The end of a dense start is one whole decomposition at a time, in double precision.
+    if isinstance(spec, TrainOialrSpec) or _warms_up(spec):
         return 2 * sum(constrained) + DECOMPOSITION * max(constrained)
     if isinstance(spec, LowRankTrainingSpec):  # bases, doubled while they are extended
         return 2 * sum(constrained)
@@ -70,12 +94,11 @@ def _warms_up(spec: TrainingSpec) -> bool:
     return isinstance(spec, TrainDlrtSpec) and spec.warm_up is not None
 
 
-def _activations(spec: TrainingSpec, signature: Signature, table: Sequence[Layer]) -> int:
+def _batch(spec: TrainingSpec, signature: Signature, activations: Activations) -> int:
     """Bytes that one slice of a batch leaves behind for the backward pass, gradients included."""
     share = -(-spec.batch_size // spec.devices)
     examples = -(-share // spec.accumulate)
-    kept = sum(layer.kept for layer in table) + prod(signature.shape)
-    widest = max(layer.kept for layer in table)
+    kept, widest = activations.kept + prod(signature.shape), activations.widest
     if isinstance(spec, LowRankTrainingSpec):  # factors keep what passes between them
         kept = kept * 5 // 4
     numbers = examples * (kept + widest)

@@ -1,7 +1,8 @@
 """What a training job will do, decided from its spec and the heads of its files, without torch.
 
 Layers, parameters, steps and memory, as far as they can be known before the data are decoded and,
-for `transformers`, before that library has filled in its config; the rest is named.
+for `transformers` and `timm`, before those libraries have filled in their configs; the rest is
+named.
 """
 
 from __future__ import annotations
@@ -14,10 +15,10 @@ from typing import Any
 from stiefel.errors import InvalidInputError
 from stiefel.specs.data_facts import DataFacts, Source, look_at_data
 from stiefel.specs.families import layer_table
-from stiefel.specs.fitting import check_task
+from stiefel.specs.fitting import check_images, check_task
 from stiefel.specs.header import read_table
 from stiefel.specs.layers import Layer
-from stiefel.specs.networks import Transformers, VisionTransformer
+from stiefel.specs.networks import Timm, Transformers, VisionTransformer
 from stiefel.specs.selecting import PlannedLayer, flat, select_layers
 from stiefel.specs.signature import Signature
 from stiefel.specs.training import TrainingSpec
@@ -89,8 +90,8 @@ def plan_training(spec: TrainingSpec, files: Mapping[str, Source]) -> TrainingPl
     if spec.max_steps is not None:
         total = min(total or spec.max_steps, spec.max_steps)
     unknown = list(facts.unknown)
-    if isinstance(spec.network, Transformers):
-        unknown.append("layers, parameters and memory of a `transformers` network")
+    if isinstance(spec.network, Transformers | Timm):
+        unknown.append(f"layers, parameters and memory of a `{spec.network.family}` network")
     elif not known:
         unknown.append("shapes, parameters and the memory they take")
     if steps is None:
@@ -114,6 +115,10 @@ def _table(spec: TrainingSpec, facts: DataFacts) -> list[Layer] | None:
     if isinstance(spec.network, Transformers):
         if signature is not None:
             check_task(spec.network.task, signature)
+        return None
+    if isinstance(spec.network, Timm):
+        if signature is not None:
+            check_images(signature, least=1)
         return None
     if signature is not None:
         return layer_table(spec.network, signature)

@@ -13,7 +13,6 @@ from stiefel.lowrank.convert import Conversion
 from stiefel.lowrank.export import export, merge
 from stiefel.lowrank.integrator import LowRankIntegrator
 from stiefel.lowrank.oialr import OialrSchedule, trainable_share
-from stiefel.training.session import plain_weights
 from stiefel.training.stepper import base_rates, set_rate
 
 
@@ -125,8 +124,8 @@ def low_rank_exports(network: nn.Module) -> dict[str, dict[str, Tensor]]:
     export(factored, form="factored")
     merge(merged)
     return {
-        "model.safetensors": plain_weights(merged),
-        "model.factored.safetensors": plain_weights(factored),
+        "model.safetensors": dict(merged.state_dict()),
+        "model.factored.safetensors": dict(factored.state_dict()),
     }
 
 

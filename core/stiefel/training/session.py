@@ -13,12 +13,13 @@ from torch import Tensor, nn
 
 from stiefel.errors import InvalidInputError
 from stiefel.models import build_network
-from stiefel.models.hugging_face import HuggingFaceNetwork
+from stiefel.models.adapter import architecture
 from stiefel.run import Run
 from stiefel.specs.training import TrainingSpec
 from stiefel.specs.training_plan import foreign_weights
 from stiefel.training.data.opening import open_data
 from stiefel.training.evaluation import Evaluation
+from stiefel.training.expecting import expect_memory, rehearse
 from stiefel.training.loop import Loop
 from stiefel.training.stepper import Stepper
 from stiefel.training.world import World
@@ -26,14 +27,11 @@ from stiefel.training.world import World
 S = TypeVar("S", bound=TrainingSpec, contravariant=True)
 
 
-def plain_weights(network: nn.Module) -> dict[str, Tensor]:
-    """The state dict under the names of the architecture itself."""
-    inner = network.inner if isinstance(network, HuggingFaceNetwork) else network
-    return dict(inner.state_dict())
-
-
 class Constraint(Protocol[S]):
-    """What a method does to a network so that its weights stay on a manifold."""
+    """What a method does to a network so that its weights stay on a manifold.
+
+    The network is the architecture itself: its names are those that callers know.
+    """
 
     def attach(self, network: nn.Module, spec: S, *, steps: int) -> Stepper:
         """Swap layers in place where the spec says so and return what steps them."""
@@ -60,7 +58,7 @@ class Trained:
     def best(self) -> dict[str, Tensor]:
         """The dense weights of the best evaluation; the network is that one from now on."""
         self.loop.return_to_best()
-        return self.constraint.exports(self.network)["model.safetensors"]
+        return self.constraint.exports(architecture(self.network))["model.safetensors"]
 
     def smallest(self) -> dict[str, Tensor]:
         """The export that stores the fewest numbers."""
@@ -72,6 +70,7 @@ def train(spec: S, run: Run, constraint: Constraint[S]) -> Trained:
 
     Raises:
         InvalidInputError: data, network, weights or hyperparameters that cannot be used.
+        TooLargeError: more memory needed than there is; nothing has been trained.
         StopRequested: after a checkpoint.
     """
     device = choose_device(spec)
@@ -79,18 +78,21 @@ def train(spec: S, run: Run, constraint: Constraint[S]) -> Trained:
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(spec.seed)
         dataset = open_data(spec.data, run.input, seed=spec.seed)
+        expect_memory(spec, run, dataset.signature)
         network = build_network(spec.network, dataset.signature, seed=spec.seed)
+        own = architecture(network)
         if spec.weights:
-            load_weights(network, run.input / "weights")
+            load_weights(own, run.input / "weights")
         parameters = sum(p.numel() for p in network.parameters())
         network.to(device)
+        rehearse(spec, run, network, dataset)
         steps = spec.epochs * dataset.batches_per_epoch(spec.batch_size)
-        stepper = constraint.attach(network, spec, steps=min(steps, spec.max_steps or steps))
+        stepper = constraint.attach(own, spec, steps=min(steps, spec.max_steps or steps))
         loop = Loop(spec, network, dataset, stepper, run, world)
         evaluation = loop.train()
         if spec.deliver == "best":
             evaluation = loop.return_to_best()
-        exports, layers = constraint.exports(network), constraint.layers(network)
+        exports, layers = constraint.exports(own), constraint.layers(own)
         return Trained(network, evaluation, loop, constraint, exports, layers, parameters)
 
 
@@ -119,16 +121,14 @@ def load_weights(network: nn.Module, path: Path) -> None:
     except (SafetensorError, OSError) as error:
         raise foreign_weights("the file is not readable as safetensors") from error
     own = {name: value.shape for name, value in network.state_dict().items()}
-    prefix = "inner." if not own.keys() & given.keys() else ""  # files of transformers itself
-    given = {prefix + name: value for name, value in given.items()}
+    if not own.keys() & given.keys():  # a checkpoint of a network behind an adapter
+        given = {name.removeprefix("inner."): value for name, value in given.items()}
     for name, shape in own.items():
         if name not in given:
-            raise foreign_weights(f"it has no tensor {name.removeprefix(prefix)}", name)
+            raise foreign_weights(f"it has no tensor {name}", name)
         if given[name].shape != shape:
             detail = f"tensor {name} has shape {list(given[name].shape)}, not {list(shape)}"
             raise foreign_weights(detail, name)
     if unknown := sorted(given.keys() - own.keys()):
-        raise foreign_weights(
-            f"the network has no tensor {unknown[0].removeprefix(prefix)}", unknown[0]
-        )
+        raise foreign_weights(f"the network has no tensor {unknown[0]}", unknown[0])
     network.load_state_dict(given)

@@ -11,11 +11,9 @@ from torch import Tensor, nn
 
 from stiefel.errors import InvalidInputError
 from stiefel.linalg import orthogonality_defect, polar_factor
-from stiefel.models.hugging_face import HuggingFaceNetwork
 from stiefel.specs.selecting import OWN_TAKEN
 from stiefel.specs.train_projunn import TrainProjunnSpec
 from stiefel.training.naming import check_layer_names
-from stiefel.training.session import plain_weights
 from stiefel.training.stepper import base_rates, set_rate
 from stiefel.unitary import (
     FrameConv2d,
@@ -152,10 +150,9 @@ def unitary_exports(network: nn.Module) -> dict[str, dict[str, Tensor]]:
 
     A network without swapped layers has one form only: its frames are its weights.
     """
-    trained = plain_weights(network)
-    inner = network.inner if isinstance(network, HuggingFaceNetwork) else network
+    trained = dict(network.state_dict())
     merged = dict(trained)
-    for name, module in inner.named_modules():
+    for name, module in network.named_modules():
         if isinstance(module, OrthogonalLinear | FrameConv2d):
             del merged[f"{name}.frame"]
             gain = merged.pop(f"{name}.gain")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import Connection, Row, insert
+from sqlalchemy import Connection, Row, insert, select
 
 from stiefel_jobs.database import Database
 from stiefel_jobs.errors import ActionNotAllowedError, StaleFenceError
@@ -15,7 +15,9 @@ from stiefel_jobs.states import Blame, State, allowed_actions
 from stiefel_jobs.store.attempts import again_or_fail, end_attempt, give_up
 from stiefel_jobs.store.changes import change, keep_blobs, read_job, under_fence
 from stiefel_jobs.store.progress import drop_checkpoints
+from stiefel_jobs.store.workers import largest_share, too_large
 from stiefel_jobs.tables import artifacts as artifacts_table
+from stiefel_jobs.tables import jobs
 
 
 def begin_finalizing(db: Database, *, job_id: str, fence: int) -> State:
@@ -121,6 +123,42 @@ def fail(
             return State.CANCELLED
         settle = again_or_fail if retry and blame is not Blame.USER else give_up
         return settle(connection, db, row, reason=reason, blame=blame, error=error)
+
+
+def outgrow(db: Database, *, job_id: str, fence: int, needed: int, share: int) -> State:
+    """End an attempt that would need more memory than its worker's ``share``, before it began.
+
+    Where another worker is large enough the job waits for it, at no cost to its attempts, and
+    nobody smaller takes it again; else it fails with both figures. Returns the state it is in now.
+
+    Raises:
+        StaleFenceError: the job has moved on.
+    """
+    with db.read() as connection:
+        queue = connection.execute(select(jobs.c.queue).where(jobs.c.id == job_id)).scalar_one()
+    largest = max(share, largest_share(db, queue) or 0)
+    error = too_large(needed, largest)
+    with db.write() as connection:
+        row = under_fence(connection, job_id=job_id, fence=fence)
+        end_attempt(connection, db, row, reason=error["code"], blame=Blame.RESOURCE, error=error)
+        kept: dict[str, Any] = {"peak_memory_bytes": needed}
+        if row.state == State.CANCELLING:
+            change(connection, db, row, State.CANCELLED, data={"reason": error["code"]}, **kept)
+            return State.CANCELLED
+        if needed > largest:
+            return give_up(
+                connection,
+                db,
+                row,
+                reason=error["code"],
+                blame=Blame.RESOURCE,
+                error=error,
+                **kept,
+            )
+        target = State.PAUSED if row.state == State.PAUSING else State.QUEUED
+        data = {"reason": error["code"], "needed_bytes": needed}
+        change(connection, db, row, target, data=data, **kept, **_due(db, target))
+        return target
 
 
 def release(db: Database, *, job_id: str, fence: int, to: State, reason: str) -> State:

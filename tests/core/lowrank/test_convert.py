@@ -270,3 +270,14 @@ def test_hugging_face_models_convert_train_and_come_back(generator, make):
     torch.testing.assert_close(outputs(fresh, tokens), before)
     merge(model)
     torch.testing.assert_close(outputs(model, tokens), before, atol=1e-4, rtol=1e-4)
+
+
+def test_a_merged_model_has_the_weights_of_the_layers_that_were_there():
+    model, tokens = gpt2()  # its Conv1D layers store W^T
+    shapes = {name: tensor.shape for name, tensor in model.state_dict().items()}
+    to_low_rank(model, 4)
+    merged = merge(model).eval()
+    assert {name: tensor.shape for name, tensor in merged.state_dict().items()} == shapes
+    fresh = gpt2()[0]
+    fresh.load_state_dict(merged.state_dict())
+    torch.testing.assert_close(outputs(fresh, tokens), outputs(merged, tokens))

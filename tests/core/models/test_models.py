@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from typing import Any
 
 import pytest
@@ -66,6 +67,30 @@ def test_a_network_answers_in_shape_and_is_drawn_by_its_seed(
         assert torch.equal(a, b)
 
 
+def test_timm_is_an_extra_and_never_loads_anything() -> None:
+    spec = ADAPTER.validate_python({"family": "timm", "model": "test_vit"})
+    if find_spec("timm") is None:
+        with pytest.raises(InvalidInputError) as caught:
+            build_network(spec, IMAGE, seed=0)
+        assert (caught.value.code, caught.value.field) == (
+            "network_not_available",
+            "/network/family",
+        )
+        assert "stiefel[train,timm]" in (caught.value.fix or "")
+        return
+    network = build_network(spec, IMAGE, seed=0)
+    assert network(example(IMAGE)).shape == (2, 10)
+    for name, config, field in (
+        ("test_vitt", {}, "/network/model"),
+        ("test_vit", {"deep": 3}, "/network/config/deep"),
+        ("test_vit", {"depth": "three"}, "/network/config"),
+    ):
+        other = spec.model_copy(update={"model": name, "config": config})
+        with pytest.raises(InvalidInputError) as caught:
+            build_network(other, IMAGE, seed=0)
+        assert caught.value.field == field
+
+
 def test_lenet_has_the_sizes_of_the_paper() -> None:
     network = build_network(
         ADAPTER.validate_python({"family": "lenet5"}), Signature("image", (1, 28, 28), 10), seed=0
@@ -123,6 +148,10 @@ def test_a_network_that_does_not_fit_is_refused_by_field(
         {"family": "vit", "width": 10, "heads": 3},
         {"family": "rnn", "numbers": "complex", "activation": "tanh"},
         {"family": "transformers", "task": "image_classification", "config": {}},
+        {"family": "timm", "model": "hf_hub:someone/something"},
+        {"family": "timm", "model": "resnet18", "config": {"pretrained": True}},
+        {"family": "timm", "model": "resnet18", "config": {"checkpoint_path": "/etc/passwd"}},
+        {"family": "timm", "model": "resnet18", "config": {"in_chans": 3}},
         {
             "family": "transformers",
             "task": "image_classification",

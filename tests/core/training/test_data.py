@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
+from safetensors.numpy import save_file
 
 from stiefel.errors import InvalidInputError
 from stiefel.specs.data import AddingProblem, ArrayData, CopyingMemory, ParquetData, TextData
@@ -90,6 +91,55 @@ def test_pixels_as_a_permuted_sequence_keep_their_values(tmp_path: Path) -> None
     assert torch.equal(a.sort(dim=1).values, b.sort(dim=1).values)
 
 
+def test_texts_become_padded_bytes_with_their_labels(tmp_path: Path) -> None:
+    texts = ["", "short", "a long text that is cut", "ä"] * 10
+    write_parquet(tmp_path / "train", text=texts, label=[i % 3 for i in range(40)])
+    spec = ParquetData(kind="parquet", train="art_1", input="text", context=8)
+    data = open_data(spec, tmp_path, seed=0)
+    found = data.signature
+    assert (found.kind, found.shape, found.outputs) == ("tokens", (8,), 3)
+    assert (found.vocabulary, found.per_step) == (257, False)
+    rows = torch.cat([batch.x for batch in data.train(epoch=0, first=0, batch_size=4)])
+    assert {bytes(int(i) - 1 for i in row if i) for row in rows} == {
+        text.encode()[:8] for text in texts
+    }
+    assert rows.dtype == torch.int64
+    with pytest.raises(InvalidInputError, match="as_sequence is for images"):
+        open_data(spec.model_copy(update={"as_sequence": True}), tmp_path, seed=0)
+
+
+def test_a_text_column_is_read_as_one_text(tmp_path: Path) -> None:
+    write_parquet(tmp_path / "train", text=["one line", "another"] * 50, other=[1] * 100)
+    spec = TextData(kind="text", train="art_1", context=8, column="text")
+    rows = next(iter(open_data(spec, tmp_path, seed=0).test(batch_size=99))).x
+    whole = b"one line\nanother\n" * 50
+    assert all(bytes(row.tolist()) in whole for row in rows)
+    with pytest.raises(InvalidInputError, match='no column "words"; the file has other, text'):
+        open_data(spec.model_copy(update={"column": "words"}), tmp_path, seed=0)
+    with pytest.raises(InvalidInputError, match='column "other" holds int64, not text'):
+        open_data(spec.model_copy(update={"column": "other"}), tmp_path, seed=0)
+
+
+def test_arrays_are_read_in_blocks_whatever_their_order(tmp_path: Path) -> None:
+    x = np.random.default_rng(0).standard_normal((3000, 30, 40)).astype(np.float32)
+    y = np.arange(3000) % 3
+    first = None
+    for stored in (x, np.asfortranarray(x), x.astype(">f4")):
+        with (tmp_path / "train").open("wb") as file:
+            np.savez_compressed(file, x=stored, y=y)
+        batch = next(iter(open_data(ARRAYS, tmp_path, seed=0).test(batch_size=50)))
+        first = batch if first is None else first
+        assert torch.equal(batch.x, first.x)
+    save_file({"x": x, "y": y}, tmp_path / "train")
+    batch = next(iter(open_data(ARRAYS, tmp_path, seed=0).test(batch_size=50)))
+    assert first is not None
+    assert torch.equal(batch.x, first.x)
+    x[2999, 3, 3] = np.inf
+    save_file({"x": x, "y": y}, tmp_path / "train")
+    with pytest.raises(InvalidInputError, match="row 2999: not a finite number"):
+        open_data(ARRAYS, tmp_path, seed=0)
+
+
 @pytest.mark.parametrize(
     ("columns", "message"),
     [
@@ -107,7 +157,8 @@ def test_pixels_as_a_permuted_sequence_keep_their_values(tmp_path: Path) -> None
         ({"image": [png()] * 3, "label": [0, 1, -1]}, 'column "label", row 2'),
         ({"image": [png()] * 3, "label": [0, None, 1]}, 'column "label" has nulls'),
         ({"image": [png()], "label": [0]}, "too few to hold out"),
-        ({"image": ["text", "text"], "label": [0, 1]}, 'column "image" is not numeric'),
+        ({"image": [[1.0], [1.0, 2.0]], "label": [0, 1]}, 'column "image" is not numeric'),
+        ({"image": ["text", None], "label": [0, 1]}, 'row 1, column "image": no text'),
         ({"image": [1.0, float("nan")], "label": [0, 1]}, 'row 1, column "image"'),
     ],
 )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from math import prod
 from typing import Literal
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from stiefel.errors import InvalidInputError
 from stiefel.models.signature import Signature
-from stiefel.specs.data import LabelledData
+from stiefel.specs.data import PADDED_BYTES, LabelledData
 from stiefel.training.data.dataset import Batch, generator
 from stiefel.training.data.rows import Rows
 
@@ -40,7 +40,7 @@ class LabelledDataset:
     def __init__(self, spec: LabelledData, train: Split, test: Split, *, seed: int) -> None:
         self._spec, self._seed = spec, seed
         self._train, self._test = train, test
-        self._scale = _scaling(train)
+        self._scale = None if train.rows.tokens else _scaling(train)
         self.signature = _signature(spec, train, test)
         self._permutation = _permutation(spec, train.rows.shape)
 
@@ -67,9 +67,11 @@ class LabelledDataset:
             yield Batch(self._present(x), y)
 
     def _load(self, split: Split, indices: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
-        x = split.rows.take(indices.tolist()).to(torch.float32)
+        x, y = split.rows.take(indices.tolist()), split.labels[torch.from_numpy(indices)]
+        if self._scale is None:
+            return x.to(torch.int64), y
         mean, deviation = self._scale
-        return (x - mean) / deviation, split.labels[torch.from_numpy(indices)]
+        return x.to(torch.float32).sub_(mean).div_(deviation), y
 
     def _present(self, x: Tensor) -> Tensor:
         if not self._spec.as_sequence:
@@ -79,10 +81,17 @@ class LabelledDataset:
 
 
 def _scaling(split: Split) -> tuple[Tensor, Tensor]:
-    sample = split.rows.take(split.indices[:SCALING_SAMPLE].tolist()).to(torch.float64)
-    over = (0, 2, 3) if sample.dim() == 4 else (0,)
-    mean = sample.mean(dim=over, keepdim=True)
-    deviation = sample.std(dim=over, keepdim=True, correction=0)
+    """Mean and deviation, by blocks: the sample of large images would not fit in memory."""
+    chosen = split.indices[:SCALING_SAMPLE].tolist()
+    over = (0, 2, 3) if len(split.rows.shape) == 3 else (0,)
+
+    def average(of: Callable[[Tensor], Tensor]) -> Tensor:
+        totals = [of(block.double()).sum(over, keepdim=True) for block in split.rows.blocks(chosen)]
+        numbers = len(chosen) * (prod(split.rows.shape[1:]) if len(over) == 3 else 1)
+        return torch.stack(totals).sum(dim=0) / numbers
+
+    mean = average(lambda block: block)
+    deviation = average(lambda block: (block - mean).square()).sqrt()
     # A constant feature carries nothing; dividing by one keeps it at zero.
     deviation = torch.where(deviation > 0, deviation, torch.ones_like(deviation))
     return mean[0].float(), deviation[0].float()
@@ -97,14 +106,29 @@ def _signature(spec: LabelledData, train: Split, test: Split) -> Signature:
             fix="give both files the same columns and image size",
             field="/data/test",
         )
+    outputs = 1
+    if spec.task == "classification":
+        outputs = max(2, int(max(train.labels.max().item(), test.labels.max().item())) + 1)
+    regression = spec.task == "regression"
+    if train.rows.tokens:
+        _refuse_images_only(spec)
+        return Signature("tokens", shape, outputs, vocabulary=PADDED_BYTES, regression=regression)
     kind: Literal["image", "vector", "sequence"] = "image" if len(shape) == 3 else "vector"
     if spec.as_sequence:
         channels = shape[0] if kind == "image" else 1
         kind, shape = "sequence", (prod(shape) // channels, channels)
-    if spec.task == "regression":
-        return Signature(kind, shape, 1, regression=True)
-    classes = int(max(train.labels.max().item(), test.labels.max().item())) + 1
-    return Signature(kind, shape, max(2, classes))
+    return Signature(kind, shape, outputs, regression=regression)
+
+
+def _refuse_images_only(spec: LabelledData) -> None:
+    for field, unwanted in (("as_sequence", spec.as_sequence), ("augment", spec.augment != "none")):
+        if unwanted:
+            raise InvalidInputError(
+                f"{field} is for images and numbers; the column holds text",
+                code="data_mismatch",
+                fix=f"leave {field} out",
+                field=f"/data/{field}",
+            )
 
 
 def _permutation(spec: LabelledData, shape: tuple[int, ...]) -> Tensor | None:

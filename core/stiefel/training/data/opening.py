@@ -59,14 +59,14 @@ def open_data(spec: AnyData, folder: Path, *, seed: int) -> Dataset:
 
 def _read(spec: ParquetData | ArrayData, path: Path, role: str) -> tuple[Rows, Tensor]:
     if isinstance(spec, ParquetData):
-        blocks, labels = read_parquet(path, spec, role=role)
+        blocks, labels, tokens = read_parquet(path, spec, role=role)
     else:
-        blocks, labels = read_arrays(path, spec, role=role)
+        blocks, labels, tokens = read_arrays(path, spec, role=role)
     if not len(labels):
         raise InvalidInputError(
             f"{role} data: no rows", code="bad_data", fix="upload examples", field=f"/data/{role}"
         )
-    return Rows(blocks), _labels(spec, labels, role)
+    return Rows(blocks, tokens=tokens), _labels(spec, labels, role)
 
 
 def _labels(spec: LabelledData, labels: NDArray[np.generic], role: str) -> Tensor:

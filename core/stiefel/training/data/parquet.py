@@ -1,4 +1,4 @@
-"""Parquet in the Hugging Face layout: images as {bytes, path}, or numeric columns."""
+"""Parquet in the Hugging Face layout: images as {bytes, path}, text, or numeric columns."""
 
 from __future__ import annotations
 
@@ -12,14 +12,13 @@ from numpy.typing import NDArray
 
 from stiefel.errors import InvalidInputError
 from stiefel.specs.data import ParquetData
+from stiefel.training.data.rows import BLOCK_BYTES, Examples
 
 MAX_PIXELS = 4096 * 4096  # a decompression bomb is refused before it is decoded
-BLOCK = 1024  # rows decoded at a time
+BLOCK = 1024  # rows decoded at a time, fewer where they are large
 
 
-def read_parquet(
-    path: Path, spec: ParquetData, *, role: str
-) -> tuple[Iterator[NDArray[np.generic]], NDArray[np.generic]]:
+def read_parquet(path: Path, spec: ParquetData, *, role: str) -> Examples:
     """Return blocks of examples and all labels.
 
     Args:
@@ -28,38 +27,103 @@ def read_parquet(
         role: ``train`` or ``test``, for error messages.
 
     Raises:
-        InvalidInputError: not parquet, a missing column, a null, or an image that cannot be
-            decoded or has another size than the first; names the column and the row.
+        InvalidInputError: not parquet, a missing column, a null, or (as the blocks are read) an
+            image that cannot be decoded or has another size than the first, no text, no number;
+            names the column and the row.
+    """
+    columns = spec.input if isinstance(spec.input, list) else [spec.input]
+    file = open_parquet(path, [*columns, spec.label], role)
+    labels = file.read(columns=[spec.label]).column(0)
+    if labels.null_count:
+        raise _bad(role, f'column "{spec.label}" has nulls', "remove the rows without a label")
+    tokens = len(columns) == 1 and is_text(file.schema_arrow.field(columns[0]).type)
+    blocks = (
+        _texts(file, columns[0], spec.context, role) if tokens else _blocks(file, columns, role)
+    )
+    return Examples(blocks, labels.to_numpy(), tokens)
+
+
+def open_parquet(path: Path, columns: list[str], role: str) -> Any:
+    """Return the file, which has every one of ``columns``.
+
+    Raises:
+        InvalidInputError: not parquet, or a missing column.
     """
     import pyarrow.parquet as pq
 
     try:
-        file = pq.ParquetFile(path)
+        # Without a buffer of its own it would hold every chunk of a row group at once.
+        file = pq.ParquetFile(path, pre_buffer=False, buffer_size=2**20)
     except Exception as error:  # pyarrow raises many types for bytes that are not parquet
         raise _bad(role, "the file is not readable as parquet", "upload a parquet file") from error
     names = set(file.schema_arrow.names)
-    columns = spec.input if isinstance(spec.input, list) else [spec.input]
-    for column in (*columns, spec.label):
+    for column in columns:
         if column not in names:
             have = ", ".join(sorted(names))
             raise _bad(role, f'no column "{column}"; the file has {have}', "name one of these")
-    labels = file.read(columns=[spec.label]).column(0)
-    if labels.null_count:
-        raise _bad(role, f'column "{spec.label}" has nulls', "remove the rows without a label")
-    return _blocks(file, columns, role), labels.to_numpy()
+    return file
+
+
+def is_text(kind: Any) -> bool:
+    """Whether a column of this type holds text."""
+    import pyarrow.types as types
+
+    return bool(types.is_string(kind) or types.is_large_string(kind))
+
+
+def read_texts(file: Any, column: str, role: str) -> Iterator[bytes]:
+    """Yield the UTF-8 bytes of every row of a text column.
+
+    Raises:
+        InvalidInputError: a row without text.
+    """
+    row = 0
+    for batch in file.iter_batches(batch_size=_rows_at_a_time(file, [column]), columns=[column]):
+        for text in batch.column(0).to_pylist():
+            if text is None:
+                raise _bad(role, f'row {row}, column "{column}": no text', "remove the row")
+            yield text.encode()
+            row += 1
+
+
+def _texts(file: Any, column: str, context: int, role: str) -> Iterator[NDArray[np.generic]]:
+    """Blocks (k, context) of bytes, each one higher than it is, so that 0 pads short texts."""
+    block: list[NDArray[np.generic]] = []
+    for text in read_texts(file, column, role):
+        ids = np.zeros(context, np.int16)
+        kept = np.frombuffer(text[:context], np.uint8)
+        ids[: len(kept)] = kept.astype(np.int16) + 1
+        block.append(ids)
+        if len(block) * context >= BLOCK_BYTES // 8:
+            yield np.stack(block)
+            block = []
+    if block:
+        yield np.stack(block)
+
+
+def _rows_at_a_time(file: Any, columns: list[str]) -> int:
+    """As many rows as fit a block by what they take in the file, uncompressed."""
+    facts, total = file.metadata, 0
+    for group in range(facts.num_row_groups):
+        for index in range(facts.num_columns):
+            chunk = facts.row_group(group).column(index)
+            if chunk.path_in_schema.split(".")[0] in columns:
+                total += chunk.total_uncompressed_size
+    mean = max(1, total // max(1, facts.num_rows))
+    return int(max(1, min(BLOCK, BLOCK_BYTES // mean)))
 
 
 def _blocks(file: Any, columns: list[str], role: str) -> Iterator[NDArray[np.generic]]:
     first = 0
     shape: tuple[int, ...] | None = None
-    for batch in file.iter_batches(batch_size=BLOCK, columns=columns):
+    for batch in file.iter_batches(batch_size=_rows_at_a_time(file, columns), columns=columns):
         if len(columns) == 1 and _is_image(batch.schema.field(0).type):
-            block = _images(batch.column(0).to_pylist(), first, role, columns[0], shape)
-            shape = block.shape[1:]
+            for block in _images(batch.column(0), first, role, columns[0], shape):
+                shape = block.shape[1:]
+                yield block
         else:
-            block = _numbers(batch, columns, first, role)
-        yield block
-        first += len(block)
+            yield _numbers(batch, columns, first, role)
+        first += len(batch)
 
 
 def _is_image(kind: Any) -> bool:
@@ -70,11 +134,13 @@ def _is_image(kind: Any) -> bool:
 
 
 def _images(
-    cells: list[Any], first: int, role: str, column: str, shape: tuple[int, ...] | None
-) -> NDArray[np.generic]:
-    images = []
+    cells: Any, first: int, role: str, column: str, shape: tuple[int, ...] | None
+) -> Iterator[NDArray[np.generic]]:
+    """Decoded images, as many in a block as are small enough together."""
+    images: list[NDArray[np.generic]] = []
     for offset, cell in enumerate(cells):
-        data = cell.get("bytes") if isinstance(cell, dict) else cell
+        content = cell.as_py()
+        data = content.get("bytes") if isinstance(content, dict) else content
         image = _decode(data, f'row {first + offset}, column "{column}"', role)
         shape = shape or image.shape
         if image.shape != shape:
@@ -85,7 +151,11 @@ def _images(
                 "resize all images to one size and one number of channels",
             )
         images.append(image)
-    return np.stack(images)
+        if len(images) * image.nbytes >= BLOCK_BYTES:
+            yield np.stack(images)
+            images = []
+    if images:
+        yield np.stack(images)
 
 
 def _decode(data: bytes | None, where: str, role: str) -> NDArray[np.generic]:
@@ -111,7 +181,8 @@ def _numbers(batch: Any, columns: list[str], first: int, role: str) -> NDArray[n
         try:
             values = np.stack(batch.column(index).to_pylist()).astype(np.float32)
         except (TypeError, ValueError) as error:
-            raise _bad(role, f'column "{column}" is not numeric', "name numeric columns") from error
+            fix = "name numeric columns, all rows of equal length"
+            raise _bad(role, f'column "{column}" is not numeric', fix) from error
         finite = np.isfinite(values.reshape(len(values), -1)).all(axis=1)
         if not finite.all():
             row = first + int(np.argmin(finite))

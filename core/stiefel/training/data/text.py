@@ -6,6 +6,7 @@ import os
 import weakref
 from collections.abc import Iterator
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import torch
@@ -15,6 +16,7 @@ from stiefel.errors import InvalidInputError
 from stiefel.models.signature import Signature
 from stiefel.specs.data import TextData
 from stiefel.training.data.dataset import Batch, generator
+from stiefel.training.data.parquet import is_text, open_parquet, read_texts
 
 CHECKED = 1 << 20  # bytes decoded to see that the file is text
 
@@ -25,6 +27,16 @@ class TextDataset:
     def __init__(self, spec: TextData, train: Path, test: Path | None, *, seed: int) -> None:
         self._seed = seed
         self._context = spec.context
+        if spec.column:
+            with TemporaryDirectory(prefix="text-") as folder:  # open files outlive their names
+                train = _unpacked(train, spec.column, "train", Path(folder))
+                test = _unpacked(test, spec.column, "test", Path(folder)) if test else None
+                self._open(spec, train, test)
+        else:
+            self._open(spec, train, test)
+        self.signature = Signature("tokens", (spec.context,), 256, per_step=True, vocabulary=256)
+
+    def _open(self, spec: TextData, train: Path, test: Path | None) -> None:
         _check(train, "train")
         size = train.stat().st_size
         held_out = 0 if test else int(size * spec.held_out)
@@ -34,7 +46,6 @@ class TextDataset:
             self._test = _Windows(test, 0, test.stat().st_size, spec.context, "test")
         else:
             self._test = _Windows(train, size - held_out, size, spec.context, "test")
-        self.signature = Signature("tokens", (spec.context,), 256, per_step=True, vocabulary=256)
 
     def batches_per_epoch(self, batch_size: int) -> int:
         """Full batches of windows that do not overlap."""
@@ -74,6 +85,19 @@ class _Windows:
         at = min(self._start + window * self._context + offset, self._stop - length)
         data = np.frombuffer(os.pread(self._fd, length, at), dtype=np.uint8)
         return torch.from_numpy(data.astype(np.int64))
+
+
+def _unpacked(path: Path, column: str, role: str, folder: Path) -> Path:
+    """The texts of a parquet column, a line each, in a file of ``folder``."""
+    file = open_parquet(path, [column], role)
+    kind = file.schema_arrow.field(column).type
+    if not is_text(kind):
+        raise _bad(role, f'column "{column}" holds {kind}, not text')
+    plain = folder / role
+    with plain.open("wb") as out:
+        for text in read_texts(file, column, role):
+            out.write(text + b"\n")
+    return plain
 
 
 def _check(path: Path, role: str) -> None:
