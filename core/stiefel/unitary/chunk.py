@@ -127,6 +127,10 @@ class Chunk:
         if known is not None:
             known = Products(*(x.reshape(-1, *x.shape[-2:]) for x in known))
         gradient = Gradient(flat[0], flat[1], known)
+        if self.group["scaling"] == "none":
+            # Nobody asks for its size: a bound says as well whether it is finite.
+            bound = torch.linalg.matrix_norm(gradient.a) * torch.linalg.matrix_norm(gradient.b)
+            return gradient, bound.to(torch.float64)
         return gradient, squared_norm(gradient).clamp_min(0).sqrt()
 
     def _refuse_nonfinite(self, norm: Tensor) -> None:

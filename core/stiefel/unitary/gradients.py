@@ -15,7 +15,8 @@ from torch import Tensor
 from stiefel.errors import InvalidInputError
 from stiefel.unitary.rank_k_update import Products
 
-# Rank from which Gram matrices are formed in the dtype of the factors, scaled to norm one.
+# Rank from which Gram matrices are formed in the dtype of the factors, whose norms must then
+# have squares in its range: for float32, 1e-18 to 1e18.
 _EXACT_GRAMS = 32
 
 Approximation = Literal["range", "lsi", "columns"]
@@ -119,13 +120,9 @@ def squared_norm(gradient: Gradient) -> Tensor:
     """Return ``||a b^H||_F^2 = tr((a^H a)(b^H b))``, float64, from the k x k Gram matrices."""
     wide = torch.complex128 if gradient.a.is_complex() else torch.float64
     a, b = gradient.a, gradient.b
-    if a.shape[-1] < _EXACT_GRAMS:
-        a, b = a.to(wide), b.to(wide)
-        return ((a.mH @ a) * (b.mH @ b).mT).sum((-2, -1)).real
-    scales = [torch.linalg.vector_norm(x, dim=(-2, -1), keepdim=True) for x in (a, b)]
-    a, b = (x / torch.where(s > 0, s, 1.0) for x, s in zip((a, b), scales, strict=True))
-    units = ((a.mH @ a).to(wide) * (b.mH @ b).mT).sum((-2, -1)).real
-    squared: Tensor = units * (scales[0].double() * scales[1].double()).square()[..., 0, 0]
+    narrow = wide if a.shape[-1] < _EXACT_GRAMS else a.dtype
+    gram_a, gram_b = ((x.mH @ x).to(wide) for x in (a.to(narrow), b.to(narrow)))
+    squared: Tensor = (gram_a * gram_b.mT).sum((-2, -1)).real
     return squared
 
 

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from stiefel.unitary.drift import restore_before_step_
+from stiefel.unitary.drift import restore_columns_
 from stiefel.unitary.rank_k_update import Products, Variant, update_factors
 
 LARGEST_RANK = 8
@@ -45,14 +45,11 @@ def step_(
     products: Products | None = None,
     columns: range = range(0),
 ) -> Tensor | None:
-    """Take the step of ``kernels_cpu.step_`` with Triton kernels."""
-    residual = None
-    if columns:
-        residual, products = restore_before_step_(W, a, b, products, columns)
+    """Take the step of ``rank_k_update_`` with Triton kernels, then restore ``columns``."""
     known = products if products is not None else fused_products(W, a, b)
     left, right = update_factors(W, a, b, variant=variant, products=known)
     fused_update_(W, left, right)
-    return residual
+    return restore_columns_(W, columns) if columns else None
 
 
 def fused_products(W: Tensor, a: Tensor, b: Tensor) -> Products:

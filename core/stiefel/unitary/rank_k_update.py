@@ -26,6 +26,7 @@ from stiefel.unitary.small_matrices import (
 
 # Rank from which Gram matrices are formed in the dtype of the factors: their products then cost as
 # much as the update, and rounding in 2k x 2k entries is no more than that of the update itself.
+# Squared norms must then stay in its range: for float32, norms of a and b from 1e-18 to 1e18.
 _EXACT_GRAMS = 32
 
 Variant = Literal["tangent", "direct", "cayley"]
@@ -203,16 +204,15 @@ def _balanced_gram(
     the last (equal where W is square).
     """
     k, wide = a.shape[-1], _wide(a.dtype)
-    of_products = wide if k < _EXACT_GRAMS else a.dtype
-    A, B, C = a.to(of_products), b.to(of_products), Wa.to(of_products)
-    norm_a, norm_b = (torch.linalg.matrix_norm(x).double() for x in (A, B))
+    narrow = wide if k < _EXACT_GRAMS else a.dtype
+    A, B, C = (x.to(narrow) for x in (a, b, Wa))
+    norm_a, norm_b = (torch.linalg.matrix_norm(x).to(torch.float64) for x in (A, B))
     moves = (norm_a > 0) & (norm_b > 0)
-    c = torch.where(moves, norm_a / norm_b, 1.0).sqrt()[..., None, None].to(of_products)
-    B, C, A = B * c, C / c, A / c
-    c = c.to(wide)
-    cross, gram_a = (B.mH @ C).to(wide), (A.mH @ A).to(wide)
-    upper = torch.cat(((B.mH @ B).to(wide), cross), -1)
-    lower = torch.cat((cross.mH, gram_a if of_steps else (C.mH @ C).to(wide)), -1)
+    c = torch.where(moves, norm_a / norm_b, 1.0).sqrt()[..., None, None]
+    gram_a, gram_b = (A.mH @ A).to(wide) / c**2, (B.mH @ B).to(wide) * c**2
+    cross = (B.mH @ C).to(wide)
+    last = gram_a if of_steps else (C.mH @ C).to(wide) / c**2
+    upper, lower = torch.cat((gram_b, cross), -1), torch.cat((cross.mH, last), -1)
     balance = torch.cat((c.expand(*c.shape[:-1], k), (1 / c).expand(*c.shape[:-1], k)), -1)
     return torch.cat((upper, lower), -2), gram_a, balance
 

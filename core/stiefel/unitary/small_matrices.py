@@ -58,8 +58,9 @@ def phi_1(x: Tensor) -> Tensor:
     doublings = torch.ceil(torch.log2(norm.clamp_min(1e-30))).add(1).clamp(0, 60)
     scaled = x * torch.exp2(-doublings)[..., None, None].to(x.dtype)
     eye = _identity(x)
-    value = eye
-    for term in range(_degree(norm, doublings), 0, -1):
+    degree = _degree(norm, doublings)
+    value = eye + scaled / (degree + 1)
+    for term in range(degree - 1, 0, -1):
         value = eye + scaled @ value / (term + 1)
     for done in range(_count(doublings)):
         wanted = (doublings > done)[..., None, None]

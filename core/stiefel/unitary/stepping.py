@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from stiefel.unitary import kernels_cpu, kernels_cuda
-from stiefel.unitary.drift import restore_before_step_, restore_columns_
+from stiefel.unitary.drift import restore_columns_
 from stiefel.unitary.rank_k_update import Products, Variant, check_step, rank_k_update_
 
 
@@ -18,14 +18,18 @@ def step_(
     products: Products | None = None,
     columns: range = range(0),
 ) -> Tensor | None:
-    """Restore ``columns`` of W, then take the step of ``rank_k_update_``; all kernels agree.
+    """Take the step of ``rank_k_update_`` and restore ``columns`` of W; all kernels agree.
+
+    The fused CPU kernel restores before the step, as it reads the residual on the way; the others
+    after it, as products that are known beforehand then stay true. The results differ by the
+    defect of those columns times the size of the step.
 
     Args:
         W: ``(..., n, p)``, changed in place.
         a: as in ``rank_k_update``, like b, variant and products.
         b: see a.
         variant: see a.
-        products: see a; with W as it is, before its columns are restored.
+        products: see a; with W as it is, before anything is restored.
         columns: adjacent columns for one Newton-Schulz step against drift; none by default.
 
     Returns:
@@ -37,10 +41,8 @@ def step_(
         return kernels_cpu.step_(W, a, b, variant=variant, products=products, columns=columns)
     if kernels_cuda.supports(W, rank):
         return kernels_cuda.step_(W, a, b, variant=variant, products=products, columns=columns)
-    residual = None
-    if columns:
-        fused = kernels_cpu.supports(W, 1)
-        restore = kernels_cpu.restore_columns_ if fused else restore_columns_
-        residual, products = restore_before_step_(W, a, b, products, columns, restore=restore)
     rank_k_update_(W, a, b, variant=variant, products=products)
-    return residual
+    if not columns:
+        return None
+    restore = kernels_cpu.restore_columns_ if kernels_cpu.supports(W, 1) else restore_columns_
+    return restore(W, columns)

@@ -14,7 +14,6 @@ from stiefel.unitary import kernels_cpu, kernels_cuda
 from stiefel.unitary.drift import (
     estimated_defect,
     next_columns,
-    restore_before_step_,
     restore_columns_,
 )
 from stiefel.unitary.rank_k_update import Products, rank_k_update
@@ -87,18 +86,6 @@ def test_fused_drift_control_without_a_step(draw: Any, dtype: torch.dtype) -> No
     difference = kernels_cpu.restore_columns_(fused, range(3, 5)) - residual
     assert float(difference.abs().max()) < TOLERANCE[dtype]
     assert float((fused - eager).abs().max()) < TOLERANCE[dtype]
-
-
-@pytest.mark.parametrize("columns", [range(0, 1), range(3, 7)])
-def test_eager_drift_control_keeps_known_products_true(draw: Any, columns: range) -> None:
-    W = draw.frame(41, 30) + 1e-3 * draw.normal(41, 30)
-    a, b = draw.step(41, 30, 2, size=0.1)
-    restored = W.clone()
-    residual, known = restore_before_step_(restored, a, b, Products(W @ b, W.mH @ a), columns)
-    assert known is not None
-    assert torch.allclose(known.Wb, restored @ b, atol=1e-13)
-    assert torch.allclose(known.Wa, restored.mH @ a, atol=1e-13)
-    assert torch.equal(residual, restore_columns_(W.clone(), columns))
 
 
 @pytest.mark.parametrize("variant", MAPS)
