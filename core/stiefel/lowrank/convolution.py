@@ -199,8 +199,7 @@ class LowRankConv2d(LowRankLayer):
         if self.outer_padding is not None:
             mode = "constant" if self.padding_mode == "zeros" else self.padding_mode
             x = functional.pad(x, self.outer_padding, mode=mode)
-        x, U, S, V = compute_copies(self, x)
-        bias = None if self.bias is None else self.bias.to(x.dtype)
+        x, (U, S, V), bias = compute_copies(self, x)
         tape = recording(self)
         if self.is_dense or (tape is None and self._merges()):
             kernel = (S if self.is_dense else U @ S @ V.mT).reshape(self.weight_shape())

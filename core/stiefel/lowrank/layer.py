@@ -143,15 +143,17 @@ class LowRankLayer(nn.Module):
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
 
-def compute_copies(layer: LowRankLayer, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return input and factors in the dtype of the computation.
+def compute_copies(layer: LowRankLayer, x: Tensor) -> tuple[Tensor, Factors, Tensor | None]:
+    """Return input, factors and bias in the dtype of the computation.
 
     Under autocast the float32 masters are rounded to copies; gradients come back to the masters.
     """
-    if torch.is_autocast_enabled(x.device.type):
-        dtype = torch.get_autocast_dtype(x.device.type)
-        return x.to(dtype), layer.U.to(dtype), layer.S.to(dtype), layer.V.to(dtype)
-    return x, layer.U, layer.S, layer.V
+    factors, bias = Factors(layer.U, layer.S, layer.V), layer.bias
+    if not torch.is_autocast_enabled(x.device.type):
+        return x, factors, bias
+    dtype = torch.get_autocast_dtype(x.device.type)
+    copies = Factors(*(part.to(dtype) for part in factors))
+    return x.to(dtype), copies, None if bias is None else bias.to(dtype)
 
 
 def recording(layer: LowRankLayer) -> Tape | None:

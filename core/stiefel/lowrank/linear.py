@@ -12,7 +12,6 @@ from torch.nn import functional
 from stiefel.lowrank.initial import drawn_factors, spectral_factors
 from stiefel.lowrank.layer import LowRankLayer, compute_copies, recording
 from stiefel.lowrank.product import (
-    FactoredProduct,
     LinearProduct,
     MergedProduct,
     Tape,
@@ -109,28 +108,25 @@ class LowRankLinear(LowRankLayer):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map ``(..., m)`` to ``(..., n)``."""
-        x, U, S, V = compute_copies(self, x)
-        bias = None if self.bias is None else self.bias.to(x.dtype)
-        if self.is_dense:
+        x, (U, S, V), bias = compute_copies(self, x)
+        if not U.shape[-1]:
             return functional.linear(x, S, bias)
-        rows = x.reshape(-1, x.shape[-1])
+        rows = x if x.ndim == 2 else x.reshape(-1, x.shape[-1])
         tape = recording(self)
         y: Tensor
-        if tape is None and self._merges(rows.shape[0]):
-            y = MergedProduct.apply(rows, U, S, V, bias)  # type: ignore[no-untyped-call]
-        elif tape is None and self.training and torch.is_grad_enabled():
-            y = FactoredProduct.apply(rows, U, S, V, bias)  # type: ignore[no-untyped-call]
-        elif tape is None:
-            y = factored_product(rows, U, S, V, bias)
-        else:
+        if tape is not None:
             y = LinearProduct.apply(rows, U, S, V, bias, tape)  # type: ignore[no-untyped-call]
+        elif self._merges(rows, U, V):
+            y = MergedProduct.apply(rows, U, S, V, bias)  # type: ignore[no-untyped-call]
+        else:
+            y = factored_product(rows, U, S, V, bias)
         return y if x.ndim == 2 else y.reshape(*x.shape[:-1], y.shape[-1])
 
-    def _merges(self, rows: int) -> bool:
+    def _merges(self, rows: Tensor, U: Tensor, V: Tensor) -> bool:
         if self.evaluation != "auto":
             return self.evaluation == "merged"
-        n, m = self.matrix_shape
-        return merged_is_cheaper(rows, n, m, self.rank, training=torch.is_grad_enabled())
+        (n, rank), m = U.shape, V.shape[0]
+        return merged_is_cheaper(len(rows), n, m, rank, training=torch.is_grad_enabled())
 
     def corner(self, tape: Tape, new_left: Tensor, new_right: Tensor) -> Tensor:
         """See :meth:`LowRankLayer.corner`."""
