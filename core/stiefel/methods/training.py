@@ -18,6 +18,7 @@ from stiefel.linalg import orthogonality_defect
 from stiefel.methods.protocol import Delivery, Outcome, Run
 from stiefel.methods.several import run_in_several
 from stiefel.models.adapter import Adapter
+from stiefel.specs import MethodSpec
 from stiefel.specs.training import TrainingSpec
 from stiefel.training.series import write_parquet, write_tensorboard
 from stiefel.training.session import Constraint, Trained, train
@@ -45,7 +46,7 @@ def run_training(spec: S, run: Run, constraint: Constraint[S]) -> Outcome:
         return run_in_several(spec, run)
     trained = train(spec, run, constraint)
     first = trained.loop.world.first
-    written = _Written(run.state)
+    written = WeightFiles(run.state)
     metrics: dict[str, float | int | str] = {}
     documents: list[Delivery] = []
     if first:
@@ -62,10 +63,10 @@ def run_training(spec: S, run: Run, constraint: Constraint[S]) -> Outcome:
     certificate = {
         "format": "stiefel-certificate/1",
         "files": written.files,
-        "lineage": _lineage(spec, run),
+        "lineage": lineage(spec, run),
         "tensors": written.rows,
     }
-    documents.append(_json(run.state, "certificate.json", certificate))
+    documents.append(json_file(run.state, "certificate.json", certificate))
     return Outcome([*written.deliveries, *documents], metrics)
 
 
@@ -74,16 +75,16 @@ def _documents(
 ) -> list[Delivery]:
     """Report, card, curves and, for networks of another library, its config."""
     documents = [
-        _json(run.state, "report.json", _report(spec, trained, metrics)),
-        _text(run.state, "README.md", model_card(spec, trained, metrics)),
+        json_file(run.state, "report.json", _report(spec, trained, metrics)),
+        text_file(run.state, "README.md", model_card(spec, trained, metrics)),
         *_curves(run.state, trained),
     ]
     if isinstance(trained.network, Adapter):
-        documents.append(_json(run.state, "config.json", trained.network.config()))
+        documents.append(json_file(run.state, "config.json", trained.network.config()))
     return documents
 
 
-class _Written:
+class WeightFiles:
     """The safetensors files of a run as they are written, and what its certificate says of them."""
 
     def __init__(self, folder: Path) -> None:
@@ -227,7 +228,8 @@ def _curves(folder: Path, trained: Trained) -> list[Delivery]:
     ]
 
 
-def _lineage(spec: TrainingSpec, run: Run) -> dict[str, Any]:
+def lineage(spec: MethodSpec, run: Run) -> dict[str, Any]:
+    """What a certificate says of where its files come from."""
     return {
         "input": {},
         "spec": spec.model_dump(mode="json"),
@@ -237,10 +239,12 @@ def _lineage(spec: TrainingSpec, run: Run) -> dict[str, Any]:
     }
 
 
-def _json(folder: Path, name: str, value: Any) -> Delivery:
-    return _text(folder, name, json.dumps(value, indent=1) + "\n", kind="json")
+def json_file(folder: Path, name: str, value: Any) -> Delivery:
+    """Write one JSON document into ``folder``."""
+    return text_file(folder, name, json.dumps(value, indent=1) + "\n", kind="json")
 
 
-def _text(folder: Path, name: str, text: str, *, kind: str = "markdown") -> Delivery:
+def text_file(folder: Path, name: str, text: str, *, kind: str = "markdown") -> Delivery:
+    """Write one text into ``folder``."""
     write_new(folder / name, text.encode())
     return Delivery(name, kind, (folder / name,))

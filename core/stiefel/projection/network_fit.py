@@ -9,8 +9,10 @@ one matrix to the whole network.
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -52,6 +54,88 @@ class _Rotated(nn.Module):
         return self.log_gain.exp() * frame
 
 
+class NetworkFitter:
+    """The fit, step by step, with a state that can be kept; see :func:`fit_network`."""
+
+    def __init__(
+        self,
+        network: nn.Module,
+        inputs: Tensor,
+        *,
+        layers: Sequence[str],
+        iterations: int = 200,
+        batch: int = 256,
+        learning_rate: float = 1e-3,
+        scale: Scale = "mean",
+        loss: Loss = nn.functional.mse_loss,
+        generator: torch.Generator | None = None,
+    ) -> None:
+        if not len(inputs) or (inputs.is_floating_point() and not bool(inputs.isfinite().all())):
+            raise InvalidInputError("the inputs are empty or not finite", code="non_finite_inputs")
+        self._inputs, self._batch, self._loss = inputs, batch, loss
+        self._rate, self._iterations = learning_rate, iterations
+        self._generator = generator or torch.Generator().manual_seed(0)
+        self._layers = tuple(layers)
+        self._student = copy.deepcopy(network).eval()
+        original = copy.deepcopy(network).eval()
+        with torch.no_grad():
+            self._targets = torch.cat([original(part) for part in torch.split(inputs, 1024)])
+        self._trained = [p for name in layers for p in _parametrised(self._student, name, scale)]
+        self._initial = self._whole_loss()
+        self._optimizer = torch.optim.Adam(self._trained, lr=learning_rate)
+        self._history: list[float] = []
+
+    @property
+    def iteration(self) -> int:
+        """How many steps have been taken."""
+        return len(self._history)
+
+    def step(self) -> float:
+        """Take one step of Adam on a drawn batch; return the loss before it."""
+        share = self.iteration / max(1, self._iterations)
+        for group in self._optimizer.param_groups:
+            group["lr"] = self._rate * 0.5 * (1 + math.cos(math.pi * min(1.0, share)))
+        chosen = torch.randperm(len(self._inputs), generator=self._generator)[: self._batch]
+        self._optimizer.zero_grad()
+        value = self._loss(self._student(self._inputs[chosen]), self._targets[chosen])
+        value.backward()  # type: ignore[no-untyped-call]
+        self._optimizer.step()
+        self._history.append(float(value.detach()))
+        return self._history[-1]
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that :meth:`load_state_dict` needs to go on with the same bits."""
+        return {
+            "trained": [p.detach().clone() for p in self._trained],
+            "optimizer": self._optimizer.state_dict(),
+            "generator": self._generator.get_state(),
+            "history": list(self._history),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on where ``state`` was taken, from the same network and inputs."""
+        with torch.no_grad():
+            for parameter, saved in zip(self._trained, state["trained"], strict=True):
+                parameter.copy_(saved)
+        self._optimizer.load_state_dict(state["optimizer"])
+        self._generator.set_state(state["generator"])
+        self._history = list(state["history"])
+
+    def result(self) -> NetworkFit:
+        """Return the network with plain weights; the fit is over."""
+        final = self._whole_loss()
+        gains = {name: _plain(self._student.get_submodule(name)) for name in self._layers}
+        return NetworkFit(self._student, self._initial, final, tuple(self._history), gains)
+
+    @torch.no_grad()
+    def _whole_loss(self) -> float:
+        total = 0.0
+        parts = zip(torch.split(self._inputs, 1024), torch.split(self._targets, 1024), strict=True)
+        for part, target in parts:
+            total += float(self._loss(self._student(part), target)) * len(part)
+        return total / len(self._inputs)
+
+
 def fit_network(
     network: nn.Module,
     inputs: Tensor,
@@ -86,31 +170,22 @@ def fit_network(
     Cost: per step one pass forward and backward, and per layer one exponential of its longer side
     with its backward pass.
     """
-    if not len(inputs) or (inputs.is_floating_point() and not bool(inputs.isfinite().all())):
-        raise InvalidInputError("the inputs are empty or not finite", code="non_finite_inputs")
-    generator = generator or torch.Generator().manual_seed(0)
-    student = copy.deepcopy(network).eval()
-    original = copy.deepcopy(network).eval()
-    with torch.no_grad():
-        targets = torch.cat([original(part) for part in torch.split(inputs, 1024)])
-    trained = [p for name in layers for p in _parametrised(student, name, scale)]
-    initial = _whole_loss(student, inputs, targets, loss)
-    optimizer = torch.optim.Adam(trained, lr=learning_rate)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(1, iterations))
-    history = []
+    fitter = NetworkFitter(
+        network,
+        inputs,
+        layers=layers,
+        iterations=iterations,
+        batch=batch,
+        learning_rate=learning_rate,
+        scale=scale,
+        loss=loss,
+        generator=generator,
+    )
     for iteration in range(iterations):
-        chosen = torch.randperm(len(inputs), generator=generator)[:batch]
-        optimizer.zero_grad()
-        value = loss(student(inputs[chosen]), targets[chosen])
-        value.backward()  # type: ignore[no-untyped-call]
-        optimizer.step()
-        schedule.step()
-        history.append(float(value.detach()))
+        value = fitter.step()
         if on_iteration is not None:
-            on_iteration(iteration, history[-1])
-    final = _whole_loss(student, inputs, targets, loss)
-    gains = {name: _plain(student.get_submodule(name)) for name in layers}
-    return NetworkFit(student, initial, final, tuple(history), gains)
+            on_iteration(iteration, value)
+    return fitter.result()
 
 
 def _parametrised(network: nn.Module, name: str, scale: Scale) -> list[nn.Parameter]:
@@ -136,11 +211,3 @@ def _plain(layer: nn.Module) -> float:
     gain = float(layer.get_parameter("parametrizations.weight.0.log_gain").detach().exp())
     parametrize.remove_parametrizations(layer, "weight", leave_parametrized=True)
     return gain
-
-
-@torch.no_grad()
-def _whole_loss(network: nn.Module, inputs: Tensor, targets: Tensor, loss: Loss) -> float:
-    total = 0.0
-    for part, target in zip(torch.split(inputs, 1024), torch.split(targets, 1024), strict=True):
-        total += float(loss(network(part), target)) * len(part)
-    return total / max(1, len(inputs))

@@ -1,0 +1,86 @@
+"""``project.network``: what it fits, what it leaves, what it refuses."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from converting import Job, Result
+from safetensors.torch import save_file
+from sample_network_projection import SAMPLES, network
+from sample_training import arrays
+
+from stiefel.errors import InvalidInputError
+from stiefel.linalg import orthogonality_defect
+
+SPEC = {"method": "project.network", **SAMPLES["project.network"].spec}
+
+
+def job(folder: Path, weights: dict[str, torch.Tensor] | None = None, **changes: Any) -> Job:
+    made = arrays(Job(folder, SPEC | changes))
+    if weights is None:
+        weights = network(made.spec["network"]).state_dict()
+    save_file(weights, made.input / "weights")
+    return made
+
+
+def layers(result: Result) -> dict[str, dict[str, Any]]:
+    return {row["name"]: row for row in result.json("report.json")["layers"]}
+
+
+def test_hidden_layers_become_orthonormal_and_answer_more_like_the_original(tmp_path: Path) -> None:
+    made = job(tmp_path, iterations=60, checkpoint_every=50)
+    result = made.finish()
+    metrics = result.outcome.metrics
+    assert float(metrics["fitted_loss"]) < 0.9 * float(metrics["projected_loss"])
+    losses = [values["fit_loss"] for _, values in made.run.points]
+    assert len(losses) == 60
+    after, before = result.tensors(), network().state_dict()
+    assert after.keys() == before.keys()
+    rows = layers(result)
+    for name in ("hidden.0.linear", "hidden.1.linear"):
+        frame = after[f"{name}.weight"] / rows[name]["gain"]
+        tall = frame if frame.shape[0] >= frame.shape[1] else frame.mT
+        assert float(orthogonality_defect(tall)) < 1e-5
+        assert rows[name]["distance_to_input"] >= rows[name]["optimum_distance_to_input"]
+    assert rows["head"]["skipped"] == "the last layer is kept"
+    assert torch.equal(after["head.weight"], before["head.weight"])
+
+
+def test_batch_normalisation_is_absorbed_and_layer_normalisation_stays(tmp_path: Path) -> None:
+    batch = {"family": "mlp", "hidden": [24, 24], "normalisation": "batch"}
+    weights = network(batch).state_dict()
+    weights["hidden.0.norm.running_var"] = torch.full((24,), 4.0)
+    after = job(tmp_path / "batch", weights, network=batch).finish().tensors()
+    assert not [name for name in after if "norm" in name]
+    kept = job(tmp_path / "kept", weights, network=batch, absorb_normalisations=False)
+    assert "hidden.0.norm.running_var" in kept.finish().tensors()
+    layer = batch | {"normalisation": "layer"}
+    assert "hidden.0.norm.weight" in job(tmp_path / "layer", network=layer).finish().tensors()
+
+
+@pytest.mark.parametrize(
+    ("changes", "code"),
+    [
+        ({"include": ["nothing.*"]}, "pattern_matches_nothing"),
+        ({"include": ["head"]}, "nothing_converted"),
+        ({"network": {"family": "mlp", "hidden": [24, 24, 8]}}, "weights_do_not_fit"),
+    ],
+)
+def test_what_cannot_be_fitted_is_refused(
+    changes: dict[str, Any], code: str, tmp_path: Path
+) -> None:
+    with pytest.raises(InvalidInputError) as caught:
+        job(tmp_path, network().state_dict(), **changes).attempt()
+    assert caught.value.code == code
+    assert caught.value.fix
+
+
+def test_weights_that_answer_no_numbers_are_refused(tmp_path: Path) -> None:
+    weights = network().state_dict()
+    weights["head.bias"][0] = torch.nan
+    with pytest.raises(InvalidInputError) as caught:
+        job(tmp_path, weights).attempt()
+    assert caught.value.code == "loss_not_finite"
