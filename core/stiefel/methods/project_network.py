@@ -37,14 +37,15 @@ def run(spec: ProjectNetworkSpec, run: Run) -> Outcome:
         torch.manual_seed(spec.seed)
         dataset = open_data(spec.data, run.input, seed=spec.seed)
         network = build_network(spec.network, dataset.signature, seed=spec.seed)
-        load_weights(network, run.input / "weights")
+        load_weights(architecture(network), run.input / "weights")
         if spec.absorb_normalisations:
             network = absorb_normalisations(network.eval())
-        layers, skipped = _chosen(network, spec)
+        layers, skipped = _chosen(architecture(network), spec)
+        outer = "inner." if isinstance(network, Adapter) else ""
         fitter = NetworkFitter(
             network,
             _inputs(dataset, spec),
-            layers=layers,
+            layers=[outer + name for name in layers],
             iterations=spec.iterations,
             batch=spec.batch_size,
             learning_rate=spec.learning_rate,
@@ -134,6 +135,8 @@ def _delivered(
     skipped: Sequence[dict[str, str]],
 ) -> Outcome:
     rows = [_row(network, fit, name) for name in fit.gains]
+    for row in rows if isinstance(network, Adapter) else ():
+        row["name"] = row["name"].removeprefix("inner.")
     metrics: dict[str, float | int | str] = {
         "fitted_loss": fit.loss,
         "projected_loss": fit.initial_loss,

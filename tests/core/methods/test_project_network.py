@@ -5,15 +5,20 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from converting import Job, Result
 from safetensors.torch import save_file
 from sample_network_projection import SAMPLES, network
-from sample_training import arrays
+from sample_training import DATA, arrays
 
 from stiefel.errors import InvalidInputError
 from stiefel.linalg import orthogonality_defect
+from stiefel.models import build_network
+from stiefel.models.adapter import architecture
+from stiefel.specs import parse_spec
+from stiefel.specs.signature import Signature
 
 SPEC = {"method": "project.network", **SAMPLES["project.network"].spec}
 
@@ -84,3 +89,27 @@ def test_weights_that_answer_no_numbers_are_refused(tmp_path: Path) -> None:
     with pytest.raises(InvalidInputError) as caught:
         job(tmp_path, weights).attempt()
     assert caught.value.code == "loss_not_finite"
+
+
+def test_a_network_of_transformers_keeps_the_names_of_its_library(tmp_path: Path) -> None:
+    tiny = {"model_type": "vit", "hidden_size": 8, "num_hidden_layers": 1, "intermediate_size": 16}
+    config = {**tiny, "num_attention_heads": 2, "image_size": 8, "patch_size": 4}
+    family = {"family": "transformers", "task": "image_classification", "config": config}
+    data = DATA | {"input": "images"}
+    spec = parse_spec({"method": "train.dense", "network": family, "data": data})
+    built = build_network(spec.network, Signature("image", (1, 8, 8), 2), seed=1)
+    made = Job(
+        tmp_path, SPEC | {"network": family, "data": data, "include": ["*q_proj", "*k_proj"]}
+    )
+    made.input.mkdir(parents=True)
+    source = np.random.default_rng(0)
+    with (made.input / "train").open("wb") as file:
+        images = source.standard_normal((64, 8, 8), dtype=np.float32)
+        np.savez(file, images=images, y=np.arange(64) % 2)
+    save_file(architecture(built).state_dict(), made.input / "weights")
+    result = made.finish()
+    assert result.tensors().keys() == architecture(built).state_dict().keys()
+    fitted = [name for name, row in layers(result).items() if "gain" in row]
+    assert fitted
+    assert all(f"{name}.weight" in result.tensors() for name in fitted)
+    assert result.json("config.json")["model_type"] == "vit"
