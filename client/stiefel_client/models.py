@@ -29,7 +29,10 @@ class Progress(View):
     total: float | None = None
     unit: str | None = None
     bytes_done: int | None = None
+    rate: float | None = None
     eta: datetime | None = None
+    eta_earliest: datetime | None = None
+    eta_latest: datetime | None = None
 
 
 class JobError(View):

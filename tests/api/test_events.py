@@ -4,12 +4,13 @@ import json
 import threading
 import time
 from collections.abc import Iterator
+from datetime import datetime
 from typing import Any
 
 import httpx
 from house import House, checkpoint, problem, submit
 
-from stiefel_jobs.records import NewEvent, Point, Segment, StateFile
+from stiefel_jobs.records import NewEvent, Point, Progress, Segment, StateFile
 from stiefel_jobs.states import State
 from stiefel_jobs.store import progress
 from stiefel_jobs.store.finish import release
@@ -107,6 +108,78 @@ def test_metrics_are_paged_and_chosen(client: httpx.Client, house: House) -> Non
     one = client.get(path, params={"name": "loss"}).json()["data"]
     assert [point["value"] for point in one] == [0.0, 0.1, 0.2, 0.3, 0.4, None]
     problem(client.get(path, params={"after": "x"}), 422, "invalid_request")
+
+
+def test_points_stream_as_they_are_reported_and_after_a_break(
+    client: httpx.Client, house: House
+) -> None:
+    job = submit(client)
+    held = house.work(job["id"])
+    path = job["links"]["metrics"]
+
+    def report(*points: Point) -> None:
+        progress.record(house.db, job_id=job["id"], fence=held.fence, metrics=points)
+
+    def follow(headers: dict[str, str], **params: str) -> list[dict[str, str]]:
+        with client.stream("GET", path, headers=STREAM | headers, params=params) as answer:
+            return [frame for frame in frames(answer) if "data" in frame]
+
+    def work() -> None:
+        time.sleep(0.2)
+        report(Point("loss", 1, 0.5), Point("loss", 2, float("nan")))
+        time.sleep(0.2)
+        report(Point("defect", 2, 0.1))  # of an earlier place, later told
+        client.post(f"/v1/jobs/{job['id']}/cancel")
+        release(house.db, job_id=job["id"], fence=held.fence, to=State.CANCELLED, reason="done")
+
+    worker = threading.Thread(target=work)
+    worker.start()
+    whole = follow({})
+    worker.join()
+    assert {frame["event"] for frame in whole} == {"job.metric"}
+    told = [json.loads(frame["data"]) for frame in whole]
+    assert [(point["name"], point["step"], point["value"]) for point in told] == [
+        ("loss", 1, 0.5),
+        ("loss", 2, None),
+        ("defect", 2, 0.1),
+    ]
+    assert follow({"Last-Event-ID": whole[0]["id"]}) == whole[1:]
+    assert follow({"Last-Event-ID": "nonsense"}) == whole
+    assert follow({}, name="defect") == whole[2:]
+    problem(client.get("/v1/jobs/job_0/metrics", headers=STREAM), 404, "not_found")
+
+
+def test_a_checkpoint_tells_what_was_measured_at_its_steps(
+    client: httpx.Client, house: House
+) -> None:
+    job = submit(client)
+    held = house.work(job["id"])
+    blob = house.blobs.put_stream(held.tenant, [b"state"])
+    names = [f"step-{step:09d}.weights.safetensors" for step in (3, 6)]
+    files = [StateFile(name, 5, [Segment(blob.sha256, 5)]) for name in names]
+    points = [Point("loss", 2, 0.9), Point("loss", 3, 0.8), Point("test_accuracy", 6, 0.7)]
+    progress.record(house.db, job_id=job["id"], fence=held.fence, metrics=points)
+    progress.checkpoint(house.db, job_id=job["id"], fence=held.fence, step=6, files=files)
+    (found,) = client.get(job["links"]["checkpoints"]).json()["data"]
+    assert [file["metrics"] for file in found["files"]] == [{"loss": 0.8}, {"test_accuracy": 0.7}]
+
+
+def test_the_end_is_estimated_with_a_range(client: httpx.Client, house: House) -> None:
+    job = submit(client)
+    held = house.work(job["id"])
+
+    def report(done: float, **extra: float) -> dict[str, Any]:
+        told = Progress("running", done, 100.0, extra=extra)
+        progress.record(house.db, job_id=job["id"], fence=held.fence, progress=told)
+        found: dict[str, Any] = client.get(job["links"]["self"]).json()["progress"]
+        return found
+
+    assert report(1)["eta_latest"] is None
+    time.sleep(0.02)
+    found = report(20, rate=2.0, rate_low=1.0, rate_high=4.0)
+    early, late = (datetime.fromisoformat(found[f"eta_{x}"]) for x in ("earliest", "latest"))
+    assert abs((late - early).total_seconds() - 60.0) < 1e-3
+    assert found["rate"] == 2.0
 
 
 def test_checkpoints_are_listed(client: httpx.Client, house: House) -> None:

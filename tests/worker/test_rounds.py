@@ -14,6 +14,7 @@ from stiefel_worker import endings
 from stiefel_worker.journal import Journal
 from stiefel_worker.kernel import memory_kills
 from stiefel_worker.lease import passing, patiently
+from stiefel_worker.pace import Pace
 from stiefel_worker.reports import sizes
 from stiefel_worker.sweeper import Rounds
 
@@ -38,6 +39,20 @@ def test_a_journal_keeps_what_was_not_taken() -> None:
     assert (progress.done, progress.extra) == (1.0, {"bytes_done": 5})  # type: ignore[attr-defined]
     assert (points[0].name, points[0].step) == ("loss", 3)  # type: ignore[index]
     assert events[0].data == {"text": "hello"}  # type: ignore[index]
+
+
+def test_a_pace_tells_the_slowest_and_the_fastest_stretch_of_a_stage() -> None:
+    pace = Pace()
+    pace.add(0.0, 0, total=1000, unit="step")
+    assert pace.rates() == {}
+    for second in range(1, 201):  # twice as fast in the second half
+        pace.add(float(second), second * 2 if second > 100 else second, total=1000, unit="step")
+    found = pace.rates()
+    assert found["rate"] == pytest.approx(2.0, rel=0.05)
+    assert found["rate_low"] == pytest.approx(1.0, rel=0.05)
+    assert found["rate_high"] > 2.0
+    pace.add(201.0, 1, total=50, unit="tensor")  # another stage
+    assert pace.rates() == {}
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from stiefel_jobs.records import NewEvent, Point, Progress
+from stiefel_worker.pace import Pace
 
 FLUSH_S = 0.4
 
@@ -21,16 +22,15 @@ class Journal:
         self._points: list[Point] = []
         self._events: list[NewEvent] = []
         self._due = 0.0
+        self._pace = Pace()
 
     def progress(self, message: dict[str, Any]) -> None:
-        """Keep the newest progress."""
-        self._progress = Progress(
-            stage="running",
-            done=float(message["done"]),
-            total=float(message["total"]),
-            unit=str(message["unit"])[:32],
-            extra={"bytes_done": int(message["bytes_done"])},
-        )
+        """Keep the newest progress, and how fast it came about."""
+        done, total = float(message["done"]), float(message["total"])
+        unit = str(message["unit"])[:32]
+        self._pace.add(time.monotonic(), done, total=total, unit=unit)
+        extra = {"bytes_done": int(message["bytes_done"]), **self._pace.rates()}
+        self._progress = Progress(stage="running", done=done, total=total, unit=unit, extra=extra)
 
     def metrics(self, message: dict[str, Any]) -> None:
         """Add points ``[step, name, value, at]``."""

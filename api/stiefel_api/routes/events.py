@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import AsyncIterator
 from typing import Annotated
 
 from fastapi import APIRouter, Header, Query, Response
@@ -13,17 +11,20 @@ from starlette.responses import StreamingResponse
 from stiefel_api.routes.jobs import JobId
 from stiefel_api.security import JobReader
 from stiefel_api.service import Service, ServiceDep
+from stiefel_api.streaming import PointCursor, stream_events, stream_points
 from stiefel_api.views.base import Page, problems
-from stiefel_api.views.history import AttemptView, CheckpointView, EventView, PointView
-from stiefel_jobs.records import Event, Job
-from stiefel_jobs.states import TERMINAL
+from stiefel_api.views.history import (
+    AttemptView,
+    CheckpointView,
+    EventView,
+    PointView,
+    step_of,
+)
 from stiefel_jobs.store import queries
 
 router = APIRouter(prefix="/v1/jobs/{job_id}", tags=["jobs"])
 
 STREAM = "text/event-stream"
-KEEP_ALIVE_S = 15.0
-_BATCH = 500
 Many = Annotated[int, Query(ge=1, le=1000, description="Entries per page.", examples=[500])]
 
 
@@ -61,48 +62,37 @@ async def events(
         given = last_event_id or ""
         begin = int(given) if given.isdecimal() and len(given) < 19 else after
         headers = {"X-Accel-Buffering": "no"}
-        return StreamingResponse(_stream(service, job, begin), media_type=STREAM, headers=headers)
-    found = await run_in_threadpool(_read, service, caller.tenant, job_id, after, limit + 1)
+        return StreamingResponse(
+            stream_events(service, job, begin), media_type=STREAM, headers=headers
+        )
+    found = await run_in_threadpool(
+        queries.events,
+        service.db,
+        tenant=caller.tenant,
+        job_id=job_id,
+        after_seq=after,
+        limit=limit + 1,
+    )
     views = [EventView.of(event) for event in found[:limit]]
     more = len(found) > limit
     page = Page(data=views, has_more=more, next=str(views[-1].seq) if more else None)
     return Response(page.model_dump_json(), media_type="application/json")
 
 
-def _read(service: Service, tenant: str, job_id: str, after: int, limit: int) -> list[Event]:
-    return queries.events(service.db, tenant=tenant, job_id=job_id, after_seq=after, limit=limit)
-
-
-async def _stream(service: Service, job: Job, after: int) -> AsyncIterator[str]:
-    """Send what is there, then what comes, then end with the job."""
-    yield "retry: 1000\n\n"
-    while True:
-        found = await run_in_threadpool(_read, service, job.tenant, job.id, after, _BATCH)
-        for event in found:
-            after = event.seq
-            yield _frame(event)
-        if len(found) == _BATCH:
-            continue
-        if job.state in TERMINAL and after >= job.last_seq:
-            return
-        while not await service.waiters.changed(job.id, job.version, KEEP_ALIVE_S):
-            if service.waiters.closed:
-                return  # the client asks again where it was, and another process answers
-            yield ": still here\n\n"
-        job = await run_in_threadpool(queries.get_job, service.db, tenant=job.tenant, job_id=job.id)
-
-
-def _frame(event: Event) -> str:
-    return f"id: {event.seq}\nevent: {event.type}\ndata: {json.dumps(event.data)}\n\n"
-
-
 @router.get(
     "/metrics",
     response_model=Page[PointView],
-    responses=problems(404),
-    summary="Read a job's metrics",
+    responses={
+        200: {
+            "description": "A page of points; or, with `Accept: text/event-stream`, all of them "
+            "in the order in which they were reported, until the job has ended.",
+            "content": {STREAM: {"schema": {"type": "string"}}},
+        },
+        **problems(404),
+    },
+    summary="Read or follow a job's metrics",
 )
-def metrics(
+async def metrics(
     job_id: JobId,
     service: ServiceDep,
     caller: JobReader,
@@ -118,12 +108,32 @@ def metrics(
         ),
     ] = None,
     limit: Many = 1000,
-) -> Page[PointView]:
+    accept: Annotated[str, Header(include_in_schema=False)] = "*/*",
+    last_event_id: Annotated[
+        str | None,
+        Header(description="Where a stream broke off.", examples=["1790000000.5:400:train.loss"]),
+    ] = None,
+) -> Response:
     """Points of all series by step, then name."""
+    if STREAM in accept:
+        job = await run_in_threadpool(
+            queries.get_job, service.db, tenant=caller.tenant, job_id=job_id
+        )
+        headers = {"X-Accel-Buffering": "no"}
+        begin = PointCursor.parse(last_event_id)
+        points = stream_points(service, job, begin, name=name)
+        return StreamingResponse(points, media_type=STREAM, headers=headers)
+    page = await run_in_threadpool(_points, service, caller.tenant, job_id, name, after, limit)
+    return Response(page.model_dump_json(), media_type="application/json")
+
+
+def _points(
+    service: Service, tenant: str, job_id: str, name: str | None, after: str | None, limit: int
+) -> Page[PointView]:
     step, _, last = (after or "").partition(":")
     points = queries.metrics(
         service.db,
-        tenant=caller.tenant,
+        tenant=tenant,
         job_id=job_id,
         name=name,
         after=(int(step), last) if after else None,
@@ -156,5 +166,7 @@ def attempts(job_id: JobId, service: ServiceDep, caller: JobReader) -> Page[Atte
 def checkpoints(job_id: JobId, service: ServiceDep, caller: JobReader) -> Page[CheckpointView]:
     """Where the job would continue, oldest first, and the files of each."""
     found = queries.checkpoints(service.db, tenant=caller.tenant, job_id=job_id)
-    views = [CheckpointView.of(item, job_id=job_id) for item in found]
+    steps = {step for item in found for file in item.files if (step := step_of(file.path))}
+    known = queries.metrics_at(service.db, tenant=caller.tenant, job_id=job_id, steps=steps)
+    views = [CheckpointView.of(item, job_id=job_id, metrics=known) for item in found]
     return Page(data=views, has_more=False, next=None)

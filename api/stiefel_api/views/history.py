@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
 from datetime import datetime
 from typing import Any, Self
 from urllib.parse import quote
@@ -83,10 +85,21 @@ class CheckpointFileView(View):
         description="Digest of its bytes; null where it is stored in several pieces.",
         examples=["9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08"],
     )
+    metrics: dict[str, float] = Field(
+        default_factory=dict,
+        description="Of the step that its name tells: every series with a point there.",
+        examples=[{"test_accuracy": 0.9719, "test_loss": 0.1024}],
+    )
     url: str = Field(
         description="Where its bytes are.",
         examples=[f"/v1/jobs/{JOB_EXAMPLE}/checkpoints/7/files/step-000000980.weights.safetensors"],
     )
+
+
+def step_of(path: str) -> int | None:
+    """The step that the name of a checkpoint's file tells."""
+    found = re.match(r"step-(\d{1,18})\.", path)
+    return int(found[1]) if found else None
 
 
 class CheckpointView(View):
@@ -100,14 +113,17 @@ class CheckpointView(View):
     files: list[CheckpointFileView] = Field(description="What it consists of.")
 
     @classmethod
-    def of(cls, checkpoint: Checkpoint, *, job_id: str) -> Self:
-        """Show a record of the store."""
+    def of(
+        cls, checkpoint: Checkpoint, *, job_id: str, metrics: Mapping[int, dict[str, float]]
+    ) -> Self:
+        """Show a record of the store; ``metrics`` by step."""
         base = f"/v1/jobs/{job_id}/checkpoints/{checkpoint.number}/files"
         files = [
             CheckpointFileView(
                 name=file.path,
                 bytes=file.size,
                 sha256=file.segments[0].sha256 if len(file.segments) == 1 else None,
+                metrics=metrics.get(step_of(file.path) or 0, {}),
                 url=f"{base}/{quote(file.path)}",
             )
             for file in checkpoint.files

@@ -106,8 +106,21 @@ class ProgressView(View):
     done: float = Field(description="Units done.", examples=[98])
     total: float | None = Field(description="Units in all.", examples=[238])
     unit: str = Field(description="What is counted.", examples=["tensor"])
+    rate: float | None = Field(
+        default=None, description="Units per second in this attempt.", examples=[12.4]
+    )
     eta: datetime | None = Field(
         description="When it would end at the rate so far.", examples=[TIME_EXAMPLE]
+    )
+    eta_earliest: datetime | None = Field(
+        default=None,
+        description="When, at the rate of its fastest stretch so far.",
+        examples=[TIME_EXAMPLE],
+    )
+    eta_latest: datetime | None = Field(
+        default=None,
+        description="When, at the rate of its slowest stretch; null where it stood still.",
+        examples=[TIME_EXAMPLE],
     )
 
 
@@ -224,6 +237,8 @@ def progress_of(job: Job) -> ProgressView | None:
     if job.progress is None:
         return None
     done, total = job.progress["done"], job.progress.get("total")
+    extra = dict(job.progress.get("extra", {}))
+    fast, slow = extra.pop("rate_high", None), extra.pop("rate_low", None)
     return ProgressView(
         stage=job.progress.get("stage"),
         percent=round(min(100.0, 100.0 * done / total), 2) if total else None,
@@ -231,7 +246,9 @@ def progress_of(job: Job) -> ProgressView | None:
         total=total,
         unit=job.progress.get("unit", "step"),
         eta=_eta(job, done, total),
-        **job.progress.get("extra", {}),
+        eta_earliest=_eta_at(job, done, total, rate=fast),
+        eta_latest=_eta_at(job, done, total, rate=slow),
+        **extra,
     )
 
 
@@ -246,6 +263,12 @@ def _eta(job: Job, done: float, total: float | None) -> datetime | None:
     if not total or gained <= 0 or seconds <= 0:
         return None
     return known_moment(now + (total - done) * seconds / gained)
+
+
+def _eta_at(job: Job, done: float, total: float | None, *, rate: float | None) -> datetime | None:
+    if not rate or total is None or job.progress_at is None or job.state is not State.RUNNING:
+        return None
+    return known_moment(job.progress_at + (total - done) / rate)
 
 
 def failure_of(job: Job) -> FailureView | None:

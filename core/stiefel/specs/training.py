@@ -79,6 +79,11 @@ class TrainingSpec(MethodSpec):
     precision: Literal["float32", "bfloat16", "float16"] = "float32"
     device: Literal["auto", "cpu", "cuda"] = "auto"
     devices: Annotated[int, Field(ge=1, le=64)] = 1
+    deterministic: bool = Field(
+        default=False,
+        description="Refuse operations that may differ from run to run on a GPU; on CPUs the same "
+        "number of threads gives the same bits in any case",
+    )
     log_every: Count = Field(default=10, description="Steps between points of the loss")
     patience: Count | None = Field(
         default=None, description="Stop after this many evaluations without a better one"

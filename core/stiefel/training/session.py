@@ -18,6 +18,7 @@ from stiefel.run import Run
 from stiefel.specs.training import TrainingSpec
 from stiefel.specs.training_plan import foreign_weights
 from stiefel.training.data.opening import open_data
+from stiefel.training.determinism import deterministic_mode
 from stiefel.training.evaluation import Evaluation
 from stiefel.training.expecting import expect_memory, rehearse
 from stiefel.training.loop import Loop
@@ -75,7 +76,8 @@ def train(spec: S, run: Run, constraint: Constraint[S]) -> Trained:
     """
     device = choose_device(spec)
     world = World(device)
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+    on_device = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices=on_device), deterministic_mode(spec.deterministic):
         torch.manual_seed(spec.seed)
         dataset = open_data(spec.data, run.input, seed=spec.seed)
         expect_memory(spec, run, dataset.signature)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -116,6 +116,47 @@ def metrics(
     with db.read() as connection:
         _check_owner(connection, tenant, job_id)
         return [Point(*row) for row in connection.execute(query)]
+
+
+def metrics_since(
+    db: Database,
+    *,
+    tenant: str,
+    job_id: str,
+    name: str | None = None,
+    after: tuple[float, int, str],
+    limit: int = 1000,
+) -> list[Point]:
+    """Return points in the order in which they were written, from the last ``(at, step, name)``."""
+    table = metrics_table
+    order = (table.c.at, table.c.step, table.c.name)
+    query = (
+        select(table.c.name, table.c.step, table.c.value, table.c.at)
+        .where(table.c.job_id == job_id, tuple_(*order) > tuple_(*after))
+        .order_by(*order)
+        .limit(limit)
+    )
+    if name is not None:
+        query = query.where(table.c.name == name)
+    with db.read() as connection:
+        _check_owner(connection, tenant, job_id)
+        return [Point(*row) for row in connection.execute(query)]
+
+
+def metrics_at(
+    db: Database, *, tenant: str, job_id: str, steps: Collection[int]
+) -> dict[int, dict[str, float]]:
+    """Return the finite numbers of every series at ``steps``, by step."""
+    table = metrics_table
+    query = select(table.c.step, table.c.name, table.c.value).where(
+        table.c.job_id == job_id, table.c.step.in_(steps), table.c.value.is_not(None)
+    )
+    found: dict[int, dict[str, float]] = {}
+    with db.read() as connection:
+        _check_owner(connection, tenant, job_id)
+        for step, name, value in connection.execute(query.order_by(table.c.name)):
+            found.setdefault(step, {})[name] = value
+    return found
 
 
 def attempts(db: Database, *, tenant: str, job_id: str) -> list[Attempt]:

@@ -17,6 +17,7 @@ from stiefel.methods import METHODS
 from stiefel.methods.local import FolderRun, assemble
 from stiefel.specs import parse_spec
 from stiefel.specs.training import Schedule
+from stiefel.training.determinism import deterministic_mode
 from stiefel.training.optimizers import rate_factor
 from stiefel.training.snapshots import Snapshots
 
@@ -63,6 +64,26 @@ class Trial:
 
 def equal(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
     return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def _refused_on_a_gpu() -> None:
+    with deterministic_mode(True):
+        assert torch.are_deterministic_algorithms_enabled()
+        raise RuntimeError("cumsum_cuda does not have a deterministic implementation, but you ask")
+
+
+def test_the_deterministic_mode_ends_with_the_run_and_names_what_it_refuses(
+    tmp_path: Path,
+) -> None:
+    plain, strict = Trial(tmp_path / "plain"), Trial(tmp_path / "strict", deterministic=True)
+    plain.attempt()
+    strict.attempt()
+    assert equal(plain.weights(), strict.weights())
+    assert not torch.are_deterministic_algorithms_enabled()
+    with pytest.raises(InvalidInputError) as caught:
+        _refused_on_a_gpu()
+    assert (caught.value.code, caught.value.field) == ("not_deterministic", "/deterministic")
+    assert not torch.are_deterministic_algorithms_enabled()
 
 
 @pytest.mark.parametrize("draw", range(4))

@@ -1,0 +1,102 @@
+"""Server-sent events: a job's events and points as they happen, until the job has ended."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import AsyncIterator
+from typing import NamedTuple, Self
+
+from starlette.concurrency import run_in_threadpool
+
+from stiefel_api.service import Service
+from stiefel_jobs.records import Event, Job, Point
+from stiefel_jobs.states import TERMINAL
+from stiefel_jobs.store import queries
+
+KEEP_ALIVE_S = 15.0
+_BATCH = 500
+_RETRY = "retry: 1000\n\n"
+_ALIVE = ": still here\n\n"
+
+
+async def stream_events(service: Service, job: Job, after: int) -> AsyncIterator[str]:
+    """Send what is there, then what comes, then end with the job."""
+    yield _RETRY
+    while True:
+        found: list[Event] = await run_in_threadpool(
+            queries.events,
+            service.db,
+            tenant=job.tenant,
+            job_id=job.id,
+            after_seq=after,
+            limit=_BATCH,
+        )
+        for event in found:
+            after = event.seq
+            yield _frame(str(event.seq), event.type, event.data)
+        if len(found) == _BATCH:
+            continue
+        if job.state in TERMINAL and after >= job.last_seq:
+            return
+        while not await service.waiters.changed(job.id, job.version, KEEP_ALIVE_S):
+            if service.waiters.closed:
+                return  # the client asks again where it was, and another process answers
+            yield _ALIVE
+        job = await _again(service, job)
+
+
+class PointCursor(NamedTuple):
+    """Where a stream of points stands: the last one sent."""
+
+    at: float = 0.0
+    step: int = 0
+    name: str = ""
+
+    @classmethod
+    def parse(cls, text: str | None) -> Self:
+        """Read a ``Last-Event-ID``; whatever is none begins at the start."""
+        found = re.fullmatch(r"(\d{1,12}(?:\.\d{1,9})?):(\d{1,18}):(.{1,255})", text or "")
+        return cls(float(found[1]), int(found[2]), found[3]) if found else cls()
+
+    def __str__(self) -> str:
+        return f"{self.at!r}:{self.step}:{self.name}"
+
+
+async def stream_points(
+    service: Service, job: Job, after: PointCursor, *, name: str | None
+) -> AsyncIterator[str]:
+    """Send every point in the order of its report; one that is reported again comes again."""
+    yield _RETRY
+    while True:
+        over = job.state in TERMINAL  # seen before the points are read: none can be missed
+        found: list[Point] = await run_in_threadpool(
+            queries.metrics_since,
+            service.db,
+            tenant=job.tenant,
+            job_id=job.id,
+            name=name,
+            after=after,
+            limit=_BATCH,
+        )
+        for point in found:
+            after = PointCursor(point.at or 0.0, point.step, point.name)
+            data = {"name": point.name, "step": point.step, "value": point.value, "at": point.at}
+            yield _frame(str(after), "job.metric", data)
+        if len(found) == _BATCH:
+            continue
+        if over:
+            return
+        while not await service.waiters.changed(job.id, job.version, KEEP_ALIVE_S):
+            if service.waiters.closed:
+                return
+            yield _ALIVE
+        job = await _again(service, job)
+
+
+async def _again(service: Service, job: Job) -> Job:
+    return await run_in_threadpool(queries.get_job, service.db, tenant=job.tenant, job_id=job.id)
+
+
+def _frame(id: str, type: str, data: object) -> str:  # noqa: A002 - the words of the format
+    return f"id: {id}\nevent: {type}\ndata: {json.dumps(data)}\n\n"
