@@ -33,7 +33,13 @@ class OrthogonalityInformed:
         )
         optimizer = build_optimizer(spec.optimizer, network.parameters())
         self._schedule = OialrSchedule(
-            network, optimizer, delay=spec.delay, period=spec.period, cutoff=spec.cutoff
+            network,
+            optimizer,
+            delay=spec.delay,
+            period=spec.period,
+            cutoff=spec.cutoff,
+            share=spec.tested_share,
+            rest=spec.rest,
         )
         return ScheduleStepper(network, self._schedule)
 

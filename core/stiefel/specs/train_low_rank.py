@@ -125,3 +125,11 @@ class TrainOialrSpec(LowRankTrainingSpec):
     cutoff: Annotated[float, Field(ge=0.0, lt=1.0)] = Field(
         default=0.15, description="Drop singular values below this share of the largest"
     )
+    tested_share: Share = Field(
+        default=0.1,
+        description="The j-th test looks at the last j * tested_share of the layers, because "
+        "those near the output settle first",
+    )
+    rest: Annotated[int, Field(ge=0, le=1_000_000)] = Field(
+        default=0, description="Tests that a layer sits out after its rank fell"
+    )

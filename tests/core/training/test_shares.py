@@ -31,7 +31,7 @@ def test_oialr_tells_the_trained_share(tmp_path: Path) -> None:
     late = figures(tmp_path / "late", "train.oialr", delay=100, period=2)
     assert late["trainable_share"] == 1.0
     (tmp_path / "soon").mkdir()
-    soon = figures(tmp_path / "soon", "train.oialr", delay=2, period=2)
+    soon = figures(tmp_path / "soon", "train.oialr", delay=2, period=2, tested_share=1.0, rest=1)
     ranks = [value for name, value in soon.items() if name.startswith("rank/")]
     assert len(ranks) == 2
     rest = 16 + 16 + 2 * 17
