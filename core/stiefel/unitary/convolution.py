@@ -26,6 +26,10 @@ class FourierConv2d(nn.Module):
             are orthonormal. No channel is repeated, no norm changes.
         size: height and width of the images.
         initialisation: ``identity`` or ``haar``.
+        dtype: of the images, float32 or float64.
+
+    Raises:
+        InvalidInputError: another dtype.
 
     Caveat: cyclic. Pad and crop outside for other borders, which makes it 1-Lipschitz only.
     Cost: O(H W C^2) per image beside the FFTs; parameters H W C^2 reals.
@@ -40,17 +44,23 @@ class FourierConv2d(nn.Module):
         size: tuple[int, int],
         *,
         initialisation: Literal["identity", "haar"] = "identity",
+        dtype: torch.dtype = torch.float32,
         generator: torch.Generator | None = None,
     ) -> None:
         super().__init__()
+        if dtype not in (torch.float32, torch.float64):
+            raise InvalidInputError(
+                f"FourierConv2d of {dtype}",
+                fix="float32 or float64; autocast runs other layers in half precision",
+            )
         self.in_channels, self.out_channels, self.size = in_channels, out_channels, size
         channels = max(in_channels, out_channels)
         real, free, order, tied = _frequencies(*size)
         self.register_buffer("order", order, persistent=False)
         self.register_buffer("tied", tied, persistent=False)
         frames = [
-            torch.zeros(real, channels, channels),
-            torch.zeros(free, channels, channels, dtype=torch.complex64),
+            torch.zeros(real, channels, channels, dtype=dtype),
+            torch.zeros(free, channels, channels, dtype=dtype.to_complex()),
         ]
         for frame in frames:
             if initialisation == "haar":

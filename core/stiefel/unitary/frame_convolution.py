@@ -24,6 +24,8 @@ class FrameConv2d(nn.Module):
             kernel contracts (fewer outputs than inputs), as the authors do in place of a
             normalisation layer.
 
+        dtype: float32 or float64.
+
     ``frame`` is ``(max, min)`` of ``out`` and ``in kh kw``: the flattened kernel or its transpose.
     The exponential of the authors' Lie parameters, recomputed in every forward pass there, is
     not needed: the optimizer moves the frame itself. ``gain`` scales the output.
@@ -40,6 +42,7 @@ class FrameConv2d(nn.Module):
         dilation: int | tuple[int, int] = 1,
         bias: bool = True,
         normalise: bool = True,
+        dtype: torch.dtype = torch.float32,
         generator: torch.Generator | None = None,
     ) -> None:
         super().__init__()
@@ -53,11 +56,11 @@ class FrameConv2d(nn.Module):
         self.stride, self.padding, self.dilation = stride, padding, dilation
         inside = in_channels * kernel_size[0] * kernel_size[1]
         self.contracts = out_channels < inside
-        frame = torch.empty(max(inside, out_channels), min(inside, out_channels))
+        frame = torch.empty(max(inside, out_channels), min(inside, out_channels), dtype=dtype)
         self.frame = nn.Parameter(haar_(frame, generator=generator))
-        self.bias = nn.Parameter(torch.zeros(out_channels)) if bias else None
+        self.bias = nn.Parameter(frame.new_zeros(out_channels)) if bias else None
         self.normalise = normalise and self.contracts
-        self.register_buffer("gain", torch.ones(()))
+        self.register_buffer("gain", frame.new_ones(()))
 
     @property
     def weight(self) -> Tensor:

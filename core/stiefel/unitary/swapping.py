@@ -132,6 +132,7 @@ def _conv(module: nn.Module) -> tuple[nn.Module, Tensor]:
         dilation=_pair(module.dilation),
         bias=module.bias is not None,
         normalise=False,
+        dtype=module.weight.dtype,
     )
     _copy_bias(layer, module.bias)
     return layer, module.weight.detach().flatten(1)
@@ -144,6 +145,7 @@ def _recurrent(module: nn.Module) -> tuple[nn.Module, Tensor]:
         module.hidden_size,
         nonlinearity="tanh" if module.nonlinearity == "tanh" else "relu",
         bias=module.bias,
+        dtype=module.get_parameter("weight_hh_l0").dtype,
     )
     with torch.no_grad():
         layer.input_weight.copy_(module.get_parameter("weight_ih_l0"))
@@ -192,8 +194,6 @@ def _unfit(module: nn.Module) -> str:
         single = module.num_layers == 1 and not module.bidirectional
         if not (single and module.batch_first):
             return "only one layer, one direction and batch_first are supported"
-    if not isinstance(module, nn.Linear) and dtypes != {torch.float32}:
-        return "only float32 is supported for this layer"
     return ""
 
 
