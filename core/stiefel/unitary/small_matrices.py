@@ -19,9 +19,12 @@ _ROOT_ITERATIONS = 40
 _DEVICE_ROOT_ITERATIONS = 24
 
 
-def tangent_core(gamma: Tensor, K: Tensor) -> Tensor:
-    """Return ``M = K phi_1(gamma K)``, ``phi_1(x) = (e^x - 1) / x``, so that W moves by exp(S)."""
-    return K @ phi_1(gamma @ K)
+def tangent_core(gamma: Tensor, K: Tensor, *, accuracy: float = 1e-17) -> Tensor:
+    """Return ``M = K phi_1(gamma K)``, ``phi_1(x) = (e^x - 1) / x``, so that W moves by exp(S).
+
+    ``accuracy``: of phi_1, where M will be rounded to a narrower dtype.
+    """
+    return K @ phi_1(gamma @ K, accuracy=accuracy)
 
 
 def cayley_core(gamma: Tensor, K: Tensor) -> Tensor:
@@ -48,7 +51,7 @@ def direct_generator_core(gamma: Tensor, K: Tensor) -> Tensor:
     return K @ (eye + x @ _inverse(eye + Y)) @ _inverse(Y)
 
 
-def phi_1(x: Tensor) -> Tensor:
+def phi_1(x: Tensor, *, accuracy: float = 1e-17) -> Tensor:
     """Return ``(e^x - 1) / x`` of ``(..., q, q)`` by Taylor, scaling and doubling.
 
     ``phi_1(2x) = phi_1(x) + x phi_1(x)^2 / 2`` adds to a number near one, so that the doublings
@@ -58,7 +61,7 @@ def phi_1(x: Tensor) -> Tensor:
     doublings = torch.ceil(torch.log2(norm.clamp_min(1e-30))).add(1).clamp(0, 60)
     scaled = x * torch.exp2(-doublings)[..., None, None].to(x.dtype)
     eye = _identity(x)
-    degree = _degree(norm, doublings)
+    degree = _degree(norm, doublings, accuracy)
     value = eye + scaled / (degree + 1)
     for term in range(degree - 1, 0, -1):
         value = eye + scaled @ value / (term + 1)
@@ -94,13 +97,13 @@ def _settled(residual: Tensor) -> bool:
     return bool(torch.linalg.matrix_norm(residual).amax() < tolerance)
 
 
-def _degree(norm: Tensor, doublings: Tensor) -> int:
-    """Taylor terms that reach rounding; fewer for small steps where reading the norm is free."""
+def _degree(norm: Tensor, doublings: Tensor, accuracy: float) -> int:
+    """Taylor terms that reach the accuracy: fewer for small steps, where reading one is free."""
     if norm.device.type != "cpu":
         return _DEGREE
     scaled = float((norm * torch.exp2(-doublings)).max())
     degree, size = 1, scaled / 2
-    while size > 1e-17 and degree < _DEGREE:
+    while size > accuracy and degree < _DEGREE:
         degree += 1
         size *= scaled / (degree + 1)
     return degree
