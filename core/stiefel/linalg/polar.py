@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from stiefel.errors import InvalidInputError, NotConvergedError
+from stiefel.linalg.newton import newton_steps
 from stiefel.linalg.newton_schulz import Iterate, newton_schulz
-from stiefel.linalg.parts import gram_residual
-from stiefel.linalg.polynomial import polynomial_steps
+from stiefel.linalg.parts import gram_residual, skew
+from stiefel.linalg.polynomial import CLOSE, polynomial_steps
 from stiefel.linalg.spectrum import (
     exceeds,
     largest_eigenvalue,
@@ -21,18 +22,26 @@ from stiefel.linalg.spectrum import (
     spread,
 )
 
-Algorithm = Literal["auto", "svd", "newton_schulz", "polynomial", "gram"]
+Algorithm = Literal["auto", "svd", "newton", "newton_schulz", "polynomial", "gram"]
 
 # Bounds of the choice; benchmarks/polar.py measures each algorithm on both sides of them.
 NEAR = 0.6  # bound on the residual's norm under which the binomial series beats everything
 REACH = 1.6  # bound up to which it still converges
 NEAR_SPREAD = 0.12  # spread of the eigenvalues of G under which that is worth finding out
-WIDE_SPREAD = 4.6  # spread that means a condition number over 100: the SVD wins
+PROBED_FROM = 512  # p from which a probe tells it for a few per cent of the Gram matrix's price
+PROBED_NEAR = 0.25  # NEAR_SPREAD for the estimate of a probe
+MILD_SPREAD = 7.0  # spread up to which polynomials win for one small matrix: condition 3e3
+SEVERE_SPREAD = 14.0  # the same for batches, and for p from 96 to 256: condition 1e6
+WIDE_SPREAD = 4.6  # spread that means a condition number over 100: the Gram form is inaccurate
 GAUSSIAN = (0.9, 1.2)  # spread of a square Gaussian matrix: common, and ill-conditioned
 GUARD_FROM = 512  # p from which a Cholesky factorisation is cheap enough to ask every time
 FLOOR = 5e-4  # least eigenvalue of G over its mean from which the Gram form is accurate
-LOWER = (0.25, 1 / 16, 1 / 64, 1 / 256)  # intervals [lower, 1] of singular values to try
-PROBE_FROM = 256  # p from which a probe costs far less than the Gram matrix
+SMALL = 96  # p under which the SVD of one matrix is faster than a few inverses
+LARGE = 256  # p from which inverses and eigenvectors run at some half of the speed of products
+TALL = 2  # aspect from which the Gram form is cheaper than a QR factorisation
+ROUNDS = 6  # of the polynomial, each of which multiplies small singular values by 50
+NEXT = 0.03  # lower end of the interval of a further round
+REACHED = 0.95  # bound on the residual's norm that tells a round's success
 
 
 class Polar(NamedTuple):
@@ -55,9 +64,10 @@ def polar_factor(
     Args:
         x: ``(..., n, p)`` with n >= p; real or complex. Half precision is computed, and the
             factor returned, in float32: rounding it is the caller's choice.
-        algorithm: ``svd`` always works. ``newton_schulz`` is for nearly orthonormal columns,
-            ``polynomial`` and ``gram`` for condition numbers up to about 100. ``auto`` chooses for
-            the whole batch from its worst member, at a cost of some per cent.
+        algorithm: ``svd`` always works, ``newton`` for every matrix of full rank.
+            ``newton_schulz`` is for nearly orthonormal columns, ``gram`` for condition numbers
+            up to about 100, ``polynomial`` for small matrices. ``auto`` chooses for the whole
+            batch from its worst member, at a cost of some per cent.
         tolerance: bound on the defect. Default: ``2 * p * eps`` of the dtype, p at least 8.
 
     Raises:
@@ -70,15 +80,16 @@ def polar_factor(
     if not x.numel():
         return Polar(x, torch.linalg.matrix_norm(x), 0, "svd")
     bound = default_tolerance(x) if tolerance is None else tolerance
-    if algorithm == "auto":
-        result: Polar | None = _auto(x, bound)
-    elif algorithm in ALGORITHMS:
-        result = ALGORITHMS[algorithm](x, bound)
-    else:
+    if algorithm != "auto" and algorithm not in ALGORITHMS:
         raise InvalidInputError(
             f"no polar algorithm is named {algorithm!r}", fix=f"use auto or one of {[*ALGORITHMS]}"
         )
-    if result is None or _misses(result, bound):
+    result = _auto(x, bound) if algorithm == "auto" else ALGORITHMS[algorithm](x, bound)
+    missed = result is None or _misses(result, bound)
+    if missed and algorithm == "auto":
+        result = _svd(x, bound)
+        missed = _misses(result, bound)
+    if result is None or missed:
         measured = "unknown" if result is None else f"{float(result.defect.max()):.2e}"
         raise NotConvergedError(
             f"{algorithm}: the orthogonality defect is {measured}, above {bound:.2e}",
@@ -107,18 +118,20 @@ def _prepared(x: Tensor) -> Tensor:
     x = x.detach()
     if not x.numel():
         return x
+    # Within these norms eighth powers of singular values neither overflow nor vanish. The largest
+    # entry, which is slow to find, matters only outside.
+    least, most = _range(torch.linalg.vector_norm(x, dim=(-2, -1), keepdim=True))
+    if least > 1e-3 and most < 1e4:
+        return x
     peak = torch.linalg.vector_norm(x, ord=torch.inf, dim=(-2, -1), keepdim=True)
-    least, most = _range(peak)
-    if not math.isfinite(most):
+    if not math.isfinite(_range(peak)[1]):
         raise InvalidInputError(
             "the matrix holds non-finite entries",
             code="non_finite_weights",
             fix="remove NaN or inf",
         )
-    # Squares and fourth powers of entries in this range neither overflow nor vanish.
-    if most > 1e6 or least < 1e-6:
-        x = x / torch.where(peak > 0, peak, 1)
-    return x
+    scaled: Tensor = x / torch.where(peak > 0, peak, 1)
+    return scaled
 
 
 def _range(values: Tensor) -> tuple[float, float]:
@@ -134,31 +147,40 @@ def _misses(result: Polar, bound: float) -> bool:
     return not float(defect.max() if defect.ndim else defect) <= bound
 
 
-def _auto(x: Tensor, bound: float) -> Polar:
-    result = _iterated(x, bound)
-    if result is None or _misses(result, bound):
-        return _svd(x, bound)
-    return result
-
-
-def _iterated(x: Tensor, bound: float) -> Polar | None:
-    """The cheapest iteration that suits ``x``, or None where the SVD is cheaper or safer."""
-    p = x.shape[-1]
-    if p >= PROBE_FROM and not probed_spread(x) <= WIDE_SPREAD:
-        return None
+def _auto(x: Tensor, bound: float) -> Polar | None:
+    """The algorithm that suits ``x``, or None where only the SVD does."""
+    n, p = x.shape[-2:]
+    tall = n >= TALL * p
+    host = x.device.type == "cpu"
+    if p >= PROBED_FROM:
+        limit = PROBED_NEAR if host and not tall else WIDE_SPREAD
+        if not probed_spread(x) <= limit:
+            return _newton(x, bound) if host else None
     gram = x.mH @ x
     width = spread(x, gram)
     if width <= NEAR_SPREAD:
         near = _near(x, gram, bound)
         if near is not None:
             return near
+    if not host:
+        # Factorisations run far from the speed of a product on an accelerator.
+        return _polynomial(x, bound, gram) if width <= WIDE_SPREAD else None
+    lone = p < SMALL and x.ndim == 2
+    result: Polar | None = None
+    if p < LARGE and width <= (MILD_SPREAD if lone else SEVERE_SPREAD):
+        result = _polynomial(x, bound, gram, rounds=2)
+    elif lone:
+        return _svd(x, bound)
+    elif p >= LARGE and tall and _fits_gram(gram, width):
+        result = _gram(x, bound, gram)
+    return _newton(x, bound) if result is None else result
+
+
+def _fits_gram(gram: Tensor, width: float) -> bool:
     if not width <= WIDE_SPREAD:
-        return None
-    doubtful = GAUSSIAN[0] < width < GAUSSIAN[1] or p >= GUARD_FROM
-    if doubtful and not exceeds(gram, FLOOR * mean_eigenvalue(gram)):
-        return None
-    # Eigensolvers run far from the speed of a product on an accelerator.
-    return _gram(x, bound, gram) if x.device.type == "cpu" else _polynomial(x, bound, gram)
+        return False
+    doubtful = gram.shape[-1] >= GUARD_FROM
+    return not doubtful or exceeds(gram, FLOOR * mean_eigenvalue(gram))
 
 
 def _near(x: Tensor, gram: Tensor, bound: float) -> Polar | None:
@@ -194,17 +216,57 @@ def _newton_schulz(x: Tensor, bound: float) -> Polar | None:
     return iterate and _polar(iterate, "newton_schulz")
 
 
-def _polynomial(x: Tensor, bound: float, gram: Tensor | None = None) -> Polar | None:
+def _polynomial(
+    x: Tensor, bound: float, gram: Tensor | None = None, *, rounds: int = ROUNDS
+) -> Polar | None:
     gram = x.mH @ x if gram is None else gram
-    # Powers approach from below; the margin keeps the schedule's interval an upper bound.
-    top = 1.15 * largest_eigenvalue(gram)
-    gram = gram / top
-    lower = next((low for low in LOWER if exceeds(gram, top.new_full((1, 1), low * low))), None)
-    if lower is None:
+    lower, top, before = _guess(x, spread(x, gram)), None, 0
+    for _ in range(rounds):
+        x, steps = polynomial_steps(x, gram, lower, top=top)
+        before += steps
+        gram = gram_residual(x)
+        iterate = newton_schulz(x, gram, bound, limit=6, reach=REACHED)
+        if iterate is not None:
+            return _polar(iterate, "polynomial", before=before)
+        gram.diagonal(dim1=-2, dim2=-1).add_(1)
+        lower, top = NEXT, (1 + CLOSE) ** 2
+    return None
+
+
+def _guess(x: Tensor, width: float) -> float:
+    """The least singular value over the largest, guessed from the spread of the squares.
+
+    ln of the condition is 1 + spread where singular values are log-uniform, and a Gaussian square
+    matrix has a condition of some p. Too high a guess costs the polynomial a round more.
+    """
+    n, p = x.shape[-2:]
+    if n == p and GAUSSIAN[0] < width < GAUSSIAN[1]:
+        return 1 / (2 * p)
+    return math.exp(-1 - min(width, 20.0))
+
+
+def _newton(x: Tensor, bound: float) -> Polar | None:
+    n, p = x.shape[-2:]
+    q, square = torch.linalg.qr(x) if n > p else (None, x)
+    found = newton_steps(square)
+    if found is None:
         return None
-    x, before = polynomial_steps(x * top.rsqrt(), gram, lower)
-    iterate = newton_schulz(x, gram_residual(x), bound, limit=6)
-    return iterate and _polar(iterate, "polynomial", before=before)
+    square, steps, condition = found
+    iterate = newton_schulz(square, gram_residual(square), bound, limit=6)
+    if iterate is not None and q is not None:
+        factor = q @ iterate.factor
+        iterate = newton_schulz(factor, gram_residual(factor), bound, limit=1)
+    assert iterate is not None  # it gives up only where a reach is set
+    if condition * torch.finfo(x.dtype).eps > 1 and not _backward_stable(x, iterate.factor):
+        return None
+    return _polar(iterate, "newton", before=steps)
+
+
+def _backward_stable(x: Tensor, factor: Tensor) -> bool:
+    """Whether U^H X is Hermitian to rounding, where an inverse may hold no correct digit."""
+    rest = factor.mH @ x
+    error = torch.linalg.matrix_norm(skew(rest)) / torch.linalg.matrix_norm(x)
+    return bool((error <= x.shape[-1] * torch.finfo(x.dtype).eps).all())
 
 
 def _gram(x: Tensor, bound: float, gram: Tensor | None = None) -> Polar | None:
@@ -230,6 +292,7 @@ def _svd(x: Tensor, bound: float) -> Polar:
 
 ALGORITHMS: dict[str, Callable[[Tensor, float], Polar | None]] = {
     "svd": _svd,
+    "newton": _newton,
     "newton_schulz": _newton_schulz,
     "polynomial": _polynomial,
     "gram": _gram,

@@ -14,6 +14,7 @@ import math
 from functools import lru_cache
 
 import numpy as np
+import torch
 from torch import Tensor
 
 Quintic = tuple[float, float, float]
@@ -25,13 +26,21 @@ CUSHION = 0.024
 CLOSE = 0.12
 
 
-def polynomial_steps(x: Tensor, gram: Tensor, lower: float) -> tuple[Tensor, int]:
-    """Bring the singular values of ``x`` from ``[lower, 1]`` to within 12 % of 1.
+def polynomial_steps(
+    x: Tensor, gram: Tensor, lower: float, *, top: float | None = None
+) -> tuple[Tensor, int]:
+    """Bring the singular values of ``x`` from ``[lower, 1]`` times their bound to within 12 % of 1.
+
+    Values under ``lower`` grow by the same factors, so that a guess that was too high costs no
+    more than another call.
 
     Args:
-        x: ``(..., n, p)`` with its largest singular value at most 1.
+        x: ``(..., n, p)``.
         gram: ``X^H X``, consumed.
-        lower: a bound below the smallest singular value; rounded down to a power of 2^(1/4).
+        lower: the smallest singular value over the largest, or a guess; rounded down to a power
+            of 2^(1/4).
+        top: a bound on the largest eigenvalue of ``X^H X``; by default it is read from the square
+            of ``X^H X``, which the first step needs.
 
     Returns:
         The iterate and the number of steps. Cost of a step: two n x p products, one p x p.
@@ -41,9 +50,27 @@ def polynomial_steps(x: Tensor, gram: Tensor, lower: float) -> tuple[Tensor, int
         if k:
             gram = x.mH @ x
         series = gram @ gram
-        series.mul_(c).add_(gram, alpha=b).diagonal(dim1=-2, dim2=-1).add_(a)
+        if k:
+            series.mul_(c).add_(gram, alpha=b).diagonal(dim1=-2, dim2=-1).add_(a)
+        else:
+            _first(series, gram, (a, b, c), top)
         x = x @ series
     return x, len(steps)
+
+
+def _first(square: Tensor, gram: Tensor, step: Quintic, top: float | None) -> None:
+    """The first series, in place of ``square``, for an x that is yet to be scaled."""
+    a, b, c = step
+    if top is not None:
+        root = math.sqrt(top)
+        square.mul_(c / (top * top * root)).add_(gram, alpha=b / (top * root))
+        square.diagonal(dim1=-2, dim2=-1).add_(a / root)
+        return
+    # ||G^2||_F^(1/2) is at least the largest eigenvalue, and for p = 64 seldom over twice that.
+    bound = torch.linalg.vector_norm(square, dim=(-2, -1), keepdim=True).sqrt()
+    square.mul_(c / bound.square()).add_(gram.mul_(b / bound))
+    square.diagonal(dim1=-2, dim2=-1).add_(a)
+    square.mul_(bound.rsqrt())
 
 
 @lru_cache(maxsize=256)

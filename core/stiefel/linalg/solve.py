@@ -1,6 +1,8 @@
-"""Linear systems, safe in batches."""
+"""Linear systems and inverses, safe in batches."""
 
 from __future__ import annotations
+
+import math
 
 import torch
 from torch import Tensor
@@ -26,3 +28,19 @@ def solve(a: Tensor, b: Tensor) -> Tensor:
         strict=True,
     )
     return torch.stack([torch.linalg.solve(m, r) for m, r in pairs]).reshape(*batch, *b.shape[-2:])
+
+
+def inverse(a: Tensor) -> Tensor:
+    """Return the inverse of ``(..., n, n)``; infinite, without an error, where it is singular.
+
+    Batches of large matrices on a CPU are inverted one after the other.
+    """
+    large = a.shape[-1] > BATCHED_UP_TO and a.ndim > 2 and a.device.type == "cpu"
+    if large and a.numel():
+        return torch.stack([inverse(member) for member in a.flatten(0, -3)]).reshape(a.shape)
+    inverted: Tensor
+    inverted, info = torch.linalg.inv_ex(a)
+    # LAPACK leaves the factors of a singular matrix where its inverse would be.
+    if bool(info.any()):
+        inverted.masked_fill_((info != 0)[..., None, None], math.inf)
+    return inverted

@@ -9,6 +9,8 @@ from torch import Tensor
 
 from stiefel.linalg.parts import adjoint_times
 
+PROBE_FROM = 256  # p from which a few products with vectors cost far less than a Gram matrix
+
 
 def mean_eigenvalue(gram: Tensor) -> Tensor:
     """Return the mean eigenvalue of ``(..., p, p)``, real, as ``(..., 1, 1)``."""
@@ -29,7 +31,7 @@ def spread(x: Tensor, gram: Tensor) -> float:
     return gram.shape[-1] * float(ratio.max() if ratio.ndim else ratio) ** 2 - 1
 
 
-def probed_spread(x: Tensor, *, probes: int = 4) -> float:
+def probed_spread(x: Tensor, *, probes: int = 1) -> float:
     """Estimate ``spread(x, X^H X)`` without forming the Gram matrix.
 
     Hutchinson's estimator with fixed vectors: E[|X v|^2] = tr G and E[|X^H X v|^2] = tr G^2.
@@ -54,6 +56,30 @@ def largest_eigenvalue(gram: Tensor, *, pairs: int = 6) -> Tensor:
     columns: Tensor = torch.linalg.vector_norm(gram @ v, dim=-2, keepdim=True)
     columns = columns / torch.linalg.vector_norm(v, dim=-2, keepdim=True)
     return columns.nan_to_num().amax(dim=-1, keepdim=True)
+
+
+def norm_bound(x: Tensor) -> Tensor:
+    """Return an estimate of the spectral norm of ``(..., n, p)`` that is seldom below it.
+
+    For small p the Frobenius norm of X^H X, whose root is at most p^(1/4) times the norm; from
+    p = 256, where that product costs more than a few probes, powers of X^H X on four fixed vectors
+    and a tenth for what they miss. Returns ``(..., 1, 1)``.
+    """
+    # The inverse of a nearly singular matrix holds entries whose fourth powers overflow.
+    if x.shape[-1] < PROBE_FROM:
+        size = _norm(x)
+        unit = x / size
+        return _norm(unit.mH @ unit).sqrt() * size
+    v = _vectors(x, 4)
+    for _ in range(3):
+        v = _unit_columns(adjoint_times(x, _unit_columns(x @ v)))
+    columns: Tensor = torch.linalg.vector_norm(x @ v, dim=-2, keepdim=True)
+    return 1.1 * columns.amax(dim=-1, keepdim=True)
+
+
+def _unit_columns(v: Tensor) -> Tensor:
+    unit: Tensor = v / torch.linalg.vector_norm(v, dim=-2, keepdim=True)
+    return unit
 
 
 def exceeds(gram: Tensor, floor: Tensor) -> bool:

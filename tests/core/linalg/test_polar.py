@@ -137,11 +137,11 @@ def test_unusable_input_is_refused(x: Tensor, code: str) -> None:
 
 
 def test_an_unknown_algorithm_is_refused() -> None:
-    with pytest.raises(InvalidInputError, match="newton"):
-        polar_factor(torch.eye(2), algorithm="newton")  # type: ignore[arg-type]
+    with pytest.raises(InvalidInputError, match="halley"):
+        polar_factor(torch.eye(2), algorithm="halley")  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("algorithm", ["newton_schulz", "polynomial", "gram"])
+@pytest.mark.parametrize("algorithm", ["newton", "newton_schulz", "polynomial", "gram"])
 def test_an_iteration_forced_on_a_singular_matrix_says_so(algorithm: Algorithm) -> None:
     with pytest.raises(NotConvergedError, match=algorithm):
         polar_factor(torch.diag(torch.tensor([1.0, 1.0, 0.0])), algorithm=algorithm)
@@ -174,12 +174,53 @@ def test_complex_equals_its_real_embedding() -> None:
     assert torch.allclose(polar_factor(embed(x)).factor, embed(polar_factor(x).factor), atol=1e-13)
 
 
-def test_the_choice_follows_the_condition() -> None:
-    names = [
-        polar_factor(conditioned((256, 256), c, torch.float32)).algorithm
-        for c in (1.05, 30.0, 1e4, 1e8)
+@pytest.mark.parametrize(
+    ("shape", "names"),
+    [
+        ((256, 256), ["newton_schulz", "newton", "newton", "newton"]),
+        ((1024, 256), ["newton_schulz", "gram", "newton", "newton"]),
+        ((64, 64), ["newton_schulz", "polynomial", "polynomial", "svd"]),
+        ((12, 64, 64), ["newton_schulz", "polynomial", "polynomial", "newton"]),
+    ],
+)
+def test_the_choice_follows_shape_and_condition(shape: tuple[int, ...], names: list[str]) -> None:
+    chosen = [
+        polar_factor(conditioned(shape, c, torch.float32)).algorithm for c in (1.05, 30.0, 1e3, 1e8)
     ]
-    assert names == ["newton_schulz", "gram", "svd", "svd"]
+    assert chosen == names
+
+
+@pytest.mark.parametrize("algorithm", ["svd", "newton", "polynomial"])
+@pytest.mark.parametrize("shape", [(64, 64), (300, 300), (96, 40), (3, 100, 100)])
+@pytest.mark.parametrize("condition", [1e4, 1e6, 1e8])
+def test_ill_conditioned_input_leaves_a_small_backward_error(
+    shape: tuple[int, ...], condition: float, algorithm: Algorithm
+) -> None:
+    x = conditioned(shape, condition, torch.float32)
+    factor = polar_factor(x, algorithm=algorithm).factor.double()
+    rest = factor.mH @ x.double()
+    error = torch.linalg.matrix_norm(x.double() - factor @ hermitian(rest))
+    eps = torch.finfo(torch.float32).eps
+    assert bool((error <= shape[-1] * eps * torch.linalg.matrix_norm(x)).all())
+    assert float(torch.linalg.eigvalsh(hermitian(rest)).min()) > -shape[-1] * eps
+
+
+def test_one_hidden_small_singular_value_does_not_change_the_answer() -> None:
+    left, right = orthonormal((80, 80), torch.float64, 1), orthonormal((80, 80), torch.float64, 2)
+    sigma = torch.linspace(1, 2, 80, dtype=torch.float64)
+    sigma[3] = 1e-7
+    x = (left * sigma) @ right
+    assert torch.allclose(polar_factor(x).factor, left @ right, atol=1e-7)
+
+
+def test_a_numerically_singular_matrix_gets_an_orthonormal_factor() -> None:
+    for seed in range(5):
+        g = generator(seed)
+        x = torch.randn(300, 40, generator=g) @ torch.randn(40, 300, generator=g)
+        result = polar_factor(x)
+        assert float(result.defect) <= default_tolerance(x)
+        rest = result.factor.mH @ x
+        assert float((rest - rest.mH).norm()) <= 300 * 1.2e-7 * float(x.norm())
 
 
 def test_the_factor_carries_no_graph() -> None:
