@@ -10,6 +10,15 @@ import torch
 from torch import Tensor
 
 from stiefel.errors import InvalidInputError, NotConvergedError
+from stiefel.linalg.choice import (
+    LARGE,
+    PROBED_FROM,
+    SMALL,
+    TALL,
+    batched,
+    guessed_ratio,
+    polynomial_reach,
+)
 from stiefel.linalg.newton import newton_steps
 from stiefel.linalg.newton_schulz import Iterate, newton_schulz
 from stiefel.linalg.parts import gram_residual, skew
@@ -28,17 +37,11 @@ Algorithm = Literal["auto", "svd", "newton", "newton_schulz", "polynomial", "gra
 NEAR = 0.6  # bound on the residual's norm under which the binomial series beats everything
 REACH = 1.6  # bound up to which it still converges
 NEAR_SPREAD = 0.12  # spread of the eigenvalues of G under which that is worth finding out
-PROBED_FROM = 512  # p from which a probe tells it for a few per cent of the Gram matrix's price
 PROBED_NEAR = 0.25  # NEAR_SPREAD for the estimate of a probe
-MILD_SPREAD = 7.0  # spread up to which polynomials win for one small matrix: condition 3e3
-SEVERE_SPREAD = 14.0  # the same for batches, and for p from 96 to 256: condition 1e6
 WIDE_SPREAD = 4.6  # spread that means a condition number over 100: the Gram form is inaccurate
-GAUSSIAN = (0.9, 1.2)  # spread of a square Gaussian matrix: common, and ill-conditioned
 GUARD_FROM = 512  # p from which a Cholesky factorisation is cheap enough to ask every time
 FLOOR = 5e-4  # least eigenvalue of G over its mean from which the Gram form is accurate
-SMALL = 96  # p under which the SVD of one matrix is faster than a few inverses
-LARGE = 256  # p from which inverses and eigenvectors run at some half of the speed of products
-TALL = 2  # aspect from which the Gram form is cheaper than a QR factorisation
+LONE_GRAM = 2.5  # spread from which one small tall matrix is left to the Gram form
 ROUNDS = 6  # of the polynomial, each of which multiplies small singular values by 50
 NEXT = 0.03  # lower end of the interval of a further round
 REACHED = 0.95  # bound on the residual's norm that tells a round's success
@@ -150,12 +153,12 @@ def _misses(result: Polar, bound: float) -> bool:
 def _auto(x: Tensor, bound: float) -> Polar | None:
     """The algorithm that suits ``x``, or None where only the SVD does."""
     n, p = x.shape[-2:]
-    tall = n >= TALL * p
+    tall, lone = n >= TALL * p, p < SMALL and not batched(x)
     host = x.device.type == "cpu"
-    if p >= PROBED_FROM:
-        limit = PROBED_NEAR if host and not tall else WIDE_SPREAD
-        if not probed_spread(x) <= limit:
-            return _newton(x, bound) if host else None
+    # Tall, the Gram matrix is worth its price, and on a CPU most often used.
+    limit = PROBED_NEAR if host else WIDE_SPREAD
+    if p >= PROBED_FROM and not (host and tall) and not probed_spread(x) <= limit:
+        return _newton(x, bound) if host else None
     gram = x.mH @ x
     width = spread(x, gram)
     if width <= NEAR_SPREAD:
@@ -165,14 +168,13 @@ def _auto(x: Tensor, bound: float) -> Polar | None:
     if not host:
         # Factorisations run far from the speed of a product on an accelerator.
         return _polynomial(x, bound, gram) if width <= WIDE_SPREAD else None
-    lone = p < SMALL and x.ndim == 2
     result: Polar | None = None
-    if p < LARGE and width <= (MILD_SPREAD if lone else SEVERE_SPREAD):
+    if tall and (p >= LARGE or (lone and width > LONE_GRAM)) and _fits_gram(gram, width):
+        result = _gram(x, bound, gram)
+    elif width <= polynomial_reach(x, width):
         result = _polynomial(x, bound, gram, rounds=2)
     elif lone:
         return _svd(x, bound)
-    elif p >= LARGE and tall and _fits_gram(gram, width):
-        result = _gram(x, bound, gram)
     return _newton(x, bound) if result is None else result
 
 
@@ -220,7 +222,7 @@ def _polynomial(
     x: Tensor, bound: float, gram: Tensor | None = None, *, rounds: int = ROUNDS
 ) -> Polar | None:
     gram = x.mH @ x if gram is None else gram
-    lower, top, before = _guess(x, spread(x, gram)), None, 0
+    lower, top, before = guessed_ratio(x, spread(x, gram)), None, 0
     for _ in range(rounds):
         x, steps = polynomial_steps(x, gram, lower, top=top)
         before += steps
@@ -231,18 +233,6 @@ def _polynomial(
         gram.diagonal(dim1=-2, dim2=-1).add_(1)
         lower, top = NEXT, (1 + CLOSE) ** 2
     return None
-
-
-def _guess(x: Tensor, width: float) -> float:
-    """The least singular value over the largest, guessed from the spread of the squares.
-
-    ln of the condition is 1 + spread where singular values are log-uniform, and a Gaussian square
-    matrix has a condition of some p. Too high a guess costs the polynomial a round more.
-    """
-    n, p = x.shape[-2:]
-    if n == p and GAUSSIAN[0] < width < GAUSSIAN[1]:
-        return 1 / (2 * p)
-    return math.exp(-1 - min(width, 20.0))
 
 
 def _newton(x: Tensor, bound: float) -> Polar | None:

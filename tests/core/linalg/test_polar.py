@@ -177,10 +177,11 @@ def test_complex_equals_its_real_embedding() -> None:
 @pytest.mark.parametrize(
     ("shape", "names"),
     [
-        ((256, 256), ["newton_schulz", "newton", "newton", "newton"]),
-        ((1024, 256), ["newton_schulz", "gram", "newton", "newton"]),
+        ((600, 600), ["newton_schulz", "newton", "newton", "newton"]),
+        ((256, 256), ["newton_schulz", "polynomial", "newton", "newton"]),
+        ((1024, 256), ["newton_schulz", "gram", "polynomial", "newton"]),
         ((64, 64), ["newton_schulz", "polynomial", "polynomial", "svd"]),
-        ((12, 64, 64), ["newton_schulz", "polynomial", "polynomial", "newton"]),
+        ((12, 64, 64), ["newton_schulz", "polynomial", "polynomial", "polynomial"]),
     ],
 )
 def test_the_choice_follows_shape_and_condition(shape: tuple[int, ...], names: list[str]) -> None:
