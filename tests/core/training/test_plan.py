@@ -42,7 +42,6 @@ FAMILIES: list[tuple[dict[str, Any], tuple[int, ...] | None]] = [
 METHODS: list[dict[str, Any]] = [
     {"method": "train.dlrt"},
     {"method": "train.dlrt", "initial_rank": 6},
-    {"method": "train.dlrt", "warm_up": {}},
     {"method": "train.oialr", "keep_last": False},
     {"method": "train.projunn"},
     {"method": "train.projunn", "include": ["*"], "exclude": ["head"]},
@@ -121,6 +120,16 @@ def test_the_plan_constrains_what_the_method_does(
     if spec.method == "train.projunn":
         expected += sum(before[name] for name in framed)
     assert plan.parameters_constrained == expected
+
+
+def test_ranks_are_unknown_before_a_warm_up() -> None:
+    network = {"family": "mlp", "hidden": [24, 16, 12]}
+    spec, plan = planned(network, GREY, method="train.dlrt", warm_up={})
+    done, left = constrain(build_network(spec.network, signature(GREY), seed=0), spec)
+    assert plan.layers is not None
+    assert {item.layer.name: item.rank for item in plan.layers if item.constraint} == done
+    assert {item.layer.name: item.reason for item in plan.layers if item.reason} == left
+    assert plan.parameters_at_start == plan.parameters
 
 
 def constrain(built: nn.Module, spec: Any) -> tuple[dict[str, int | None], dict[str, str]]:

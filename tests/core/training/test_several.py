@@ -38,7 +38,7 @@ def test_two_processes_stopped_on_the_way_end_with_the_same_bits(tmp_path: Path)
     ("method", "changes"),
     [
         ("train.dense", {"accumulate": 3}),
-        ("train.dlrt", {"initial_rank": 5, "phase": 2}),
+        # Dense and factored steps in one run.
         ("train.dlrt", {"warm_up": {"period": 2, "latest": 0.4}, "phase": 2}),
         ("train.oialr", {"delay": 4, "period": 3}),
         ("train.projunn", {"rank": 2}),
