@@ -1,6 +1,6 @@
 """Time of one training step, 784 - w x 4 - 10, batch 256, float32, against dense Adam.
 
-    python benchmarks/lowrank_step.py [--threads 2] [--rounds 12] [--out FILE]
+    python benchmarks/lowrank_step.py [--threads 2] [--rounds 12] [--out FILE [--append]]
         [--dlrt DIR]     the authors' repository COMPiLELab/DLRT
         [--oialr DIR]    the authors' repository Helmholtz-AI-Energy/OIALR
 
@@ -205,6 +205,14 @@ def table(width: int, rank: int, times: dict[str, list[float]]) -> list[dict[str
     ]
 
 
+def processor() -> str:
+    """The CPU's name, as far as the system tells it."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return f"{platform.machine()} {names[0] if names else 'CPU'}"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--threads", type=int, default=2)
@@ -220,13 +228,17 @@ def main() -> None:
     parser.add_argument("--dlrt", type=Path)
     parser.add_argument("--oialr", type=Path)
     parser.add_argument("--out", type=Path)
+    parser.add_argument("--append", action="store_true", help="keep the other corners of --out")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     torch.manual_seed(0)
     clock = time.process_time if args.clock == "cpu" else time.perf_counter
+    corners = [tuple(int(part) for part in corner.split(",")) for corner in args.corners]
     rows = []
-    for corner in args.corners:
-        width, rank = (int(part) for part in corner.split(","))
+    if args.append and args.out.exists():
+        kept = json.loads(args.out.read_text())["rows"]
+        rows = [row for row in kept if (row["width"], row["rank"]) not in corners]
+    for width, rank in corners:
         part = table(
             width, rank, measure(contestants(width, rank, args), args.rounds, args.steps, clock)
         )
@@ -241,10 +253,10 @@ def main() -> None:
         record = {
             "command": f"python benchmarks/lowrank_step.py --threads {args.threads} "
             f"--rounds {args.rounds} --steps {args.steps} --clock {args.clock} "
-            "--dlrt DIR --oialr DIR",
+            "--dlrt DIR --oialr DIR --corners W,R --append --out FILE, one corner after another",
             "torch": torch.__version__,
-            "machine": f"{platform.machine()} CPU, {args.threads} threads, {args.clock} time",
-            "rows": rows,
+            "machine": f"{processor()}, {args.threads} threads, {args.clock} time",
+            "rows": sorted(rows, key=lambda row: (row["width"], row["rank"])),
         }
         args.out.write_text(json.dumps(record, indent=1) + "\n")
 
