@@ -74,7 +74,8 @@ def polar_factor(
         tolerance: bound on the defect. Default: ``2 * p * eps`` of the dtype, p at least 8.
 
     Raises:
-        InvalidInputError: n < p, non-finite entries, an integer dtype or an unknown algorithm.
+        InvalidInputError: n < p, non-finite entries, an integer dtype, a sparse tensor or an
+            unknown algorithm.
         NotConvergedError: the defect stayed above ``tolerance``.
 
     Source: Higham, Functions of Matrices, SIAM 2008, ch. 8.
@@ -114,8 +115,10 @@ def _prepared(x: Tensor) -> Tensor:
             code="wide_matrix",
             fix="pass the conjugate transpose and transpose the factor back",
         )
-    if not (x.is_floating_point() or x.is_complex()):
-        raise InvalidInputError(f"polar_factor needs floating point, got {x.dtype}")
+    if not (x.is_floating_point() or x.is_complex()) or x.layout != torch.strided:
+        raise InvalidInputError(
+            f"polar_factor needs a dense tensor of floating point, got {x.dtype}, {x.layout}"
+        )
     if x.dtype in (torch.float16, torch.bfloat16):
         x = x.float()
     x = x.detach()

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from stiefel.unitary.initialisation import haar_
+from stiefel.unitary.options import check_dtype
 
 
 class FrameConv2d(nn.Module):
@@ -46,6 +47,7 @@ class FrameConv2d(nn.Module):
         generator: torch.Generator | None = None,
     ) -> None:
         super().__init__()
+        check_dtype(dtype, "FrameConv2d")
         if isinstance(kernel_size, int):
             kernel_size = (kernel_size, kernel_size)
         self.in_channels, self.out_channels, self.kernel_size = (

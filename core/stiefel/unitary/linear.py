@@ -13,6 +13,7 @@ from stiefel.errors import InvalidInputError
 from stiefel.unitary import handover
 from stiefel.unitary.gradients import Gradient
 from stiefel.unitary.initialisation import haar_
+from stiefel.unitary.options import check_dtype
 from stiefel.unitary.rank_k_update import Products
 
 
@@ -76,6 +77,9 @@ class OrthogonalLinear(nn.Module):
         bias: whether to add a (Euclidean) bias.
         dtype: float32 or float64.
 
+    Raises:
+        InvalidInputError: another dtype.
+
     ``frame`` is the parameter for ``ProjUNN``, ``(max, min)`` of the sizes: W, or W^T where there
     are more inputs. With that optimizer, and batch times time at most a quarter of the
     smaller size, backward hands over factors and ``frame.grad`` stays None. ``gain``, a buffer,
@@ -97,6 +101,7 @@ class OrthogonalLinear(nn.Module):
         super().__init__()
         self.in_features, self.out_features = in_features, out_features
         dtype = dtype or self.default_dtype
+        check_dtype(dtype, type(self).__name__)
         if dtype.is_complex != self.default_dtype.is_complex:
             raise InvalidInputError(
                 f"{type(self).__name__} of {dtype}",

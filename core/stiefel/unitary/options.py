@@ -44,23 +44,28 @@ def check_parameter(parameter: Tensor, group: dict[str, Any]) -> None:
     Orthonormality itself is not checked: it would cost a product and a wait per parameter.
     """
     shape = tuple(parameter.shape)
-    if parameter.dtype not in _DTYPES:
-        raise InvalidInputError(
-            f"a parameter {shape} of {parameter.dtype}: half precision cannot stay orthogonal",
-            code="half_precision",
-            fix="keep it in float32 and let autocast run its products in half precision",
-        )
+    check_dtype(parameter.dtype, f"a parameter {shape}")
     if parameter.ndim < 2 or parameter.shape[-2] < parameter.shape[-1] or not parameter.numel():
         raise InvalidInputError(
             f"a parameter {shape} is no stack of (n, p) matrices with n >= p >= 1",
             code="wide_matrix",
             fix="store a wide weight as its transpose, as OrthogonalLinear does",
         )
-    if not 1 <= group["rank"] <= parameter.shape[-1]:
+    if type(group["rank"]) is not int or not 1 <= group["rank"] <= parameter.shape[-1]:
         raise InvalidInputError(
             f"rank {group['rank']} for a parameter {shape}: at most {shape[-1]}",
             code="rank_too_large",
             fix=f"choose a rank from 1 to {shape[-1]}",
+        )
+
+
+def check_dtype(dtype: torch.dtype, what: str) -> None:
+    """Raise ``InvalidInputError`` unless ``what`` can stay orthogonal in ``dtype``."""
+    if dtype not in _DTYPES:
+        raise InvalidInputError(
+            f"{what} of {dtype}: half precision cannot stay orthogonal",
+            code="half_precision",
+            fix="keep it in float32 and let autocast run its products in half precision",
         )
 
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from stiefel.errors import InvalidInputError
 from stiefel.unitary.initialisation import cayley_, haar_, henaff_
+from stiefel.unitary.options import check_dtype
 from stiefel.unitary.recurrence import modrelu_recurrence
 
 Nonlinearity = Literal["relu", "tanh", "modrelu"]
@@ -45,6 +46,7 @@ class OrthogonalRNN(nn.Module):
         generator: torch.Generator | None = None,
     ) -> None:
         super().__init__()
+        check_dtype(dtype, "OrthogonalRNN")
         if nonlinearity not in _NONLINEARITIES or initialisation not in _FILLS:
             raise InvalidInputError(
                 f"nonlinearity={nonlinearity!r}, initialisation={initialisation!r}",

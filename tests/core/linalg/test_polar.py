@@ -128,6 +128,7 @@ def test_half_precision_is_computed_and_returned_in_float32(dtype: torch.dtype) 
         (torch.tensor([[1.0], [torch.nan]]), "non_finite_weights"),
         (torch.tensor([[1.0], [torch.inf]]), "non_finite_weights"),
         (torch.ones(3, 3, dtype=torch.int64), "invalid_input"),
+        (torch.eye(3).to_sparse(), "invalid_input"),
     ],
 )
 def test_unusable_input_is_refused(x: Tensor, code: str) -> None:

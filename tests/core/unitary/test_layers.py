@@ -182,6 +182,12 @@ def test_fourier_convolution_stays_orthogonal_over_200_steps(draw: Any, dtype: t
     assert not torch.allclose(jacobian(layer), identity, atol=0.1)
 
 
+@pytest.mark.parametrize("layer", [OrthogonalLinear, UnitaryLinear, OrthogonalRNN])
+def test_a_layer_of_half_precision_is_refused(layer: Any) -> None:
+    with pytest.raises(InvalidInputError, match="half precision cannot stay orthogonal"):
+        layer(4, 4, dtype=torch.float16)
+
+
 def test_fourier_convolution_refuses_other_images() -> None:
     with pytest.raises(InvalidInputError, match="float16"):
         FourierConv2d(3, 3, (6, 6), dtype=torch.float16)

@@ -281,6 +281,7 @@ def test_skipping_nonfinite_gradients_spares_the_others(draw: Any, defect: Any) 
         ((4,), torch.float32, {}, "n >= p"),
         ((4, 4), torch.float32, {"rank": 5}, "rank 5"),
         ((4, 4), torch.float32, {"rank": 0}, "rank 0"),
+        ((4, 4), torch.float32, {"rank": 1.5}, "rank 1.5"),
         ((4, 4), torch.float32, {"variant": "qr"}, "variant='qr'"),
         ((4, 4), torch.float32, {"momentum": 1.0}, "momentum"),
         ((4, 4), torch.float32, {"lr": -1.0}, "lr"),
