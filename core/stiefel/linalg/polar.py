@@ -175,7 +175,8 @@ def _auto(x: Tensor, bound: float) -> Polar | None:
     if tall and (p >= LARGE or (lone and width > LONE_GRAM)) and _fits_gram(gram, width):
         result = _gram(x, bound, gram)
     elif width <= polynomial_reach(x, width):
-        result = _polynomial(x, bound, gram, rounds=2)
+        # The least singular value of many matrices lies far below that of one.
+        result = _polynomial(x, bound, gram, rounds=4 if batched(x) else 2)
     elif lone:
         return _svd(x, bound)
     return _newton(x, bound) if result is None else result
