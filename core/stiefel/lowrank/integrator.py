@@ -23,6 +23,7 @@ from stiefel.lowrank import reduce
 from stiefel.lowrank.bases import reorthonormalize
 from stiefel.lowrank.members import (
     Member,
+    autocasts,
     check_members,
     drop_non_finite,
     grown_rule,
@@ -141,6 +142,9 @@ class LowRankIntegrator:
         A layer with a non-finite gradient is left exactly as it is, its bias included; so is any
         other parameter of the optimizer. The report names them.
         """
+        if autocasts(self.members):
+            with torch.autocast(self.members[0].layer.S.device.type, enabled=False):
+                return self.step()
         opening = self.position == 0 and not self.bases_frozen
         self._average(opening)
         skipped = drop_non_finite(self.members, self._parameters(), self._names)

@@ -70,6 +70,11 @@ def check_members(members: list[Member], optimizer: torch.optim.Optimizer) -> No
             )
 
 
+def autocasts(members: Sequence[Member]) -> bool:
+    """Whether a step called now would round products of factors to half precision."""
+    return torch.is_autocast_enabled(members[0].layer.S.device.type)
+
+
 def rank_rule(
     layer: LowRankLayer, tolerance: float, relative: bool, least: int | None, most: int | None
 ) -> RankRule:

@@ -15,7 +15,13 @@ from torch import Tensor, distributed, nn
 from stiefel.errors import InvalidInputError
 from stiefel.lowrank import reduce
 from stiefel.lowrank.layer import LowRankLayer
-from stiefel.lowrank.members import Member, check_members, drop_non_finite, trainable_layers
+from stiefel.lowrank.members import (
+    Member,
+    autocasts,
+    check_members,
+    drop_non_finite,
+    trainable_layers,
+)
 from stiefel.lowrank.steps import Factors, rotate
 from stiefel.lowrank.transition import enter_factors
 from stiefel.lowrank.transport import rotate_state
@@ -100,6 +106,9 @@ class OialrSchedule:
     @torch.no_grad()
     def step(self) -> OialrReport:
         """Step the optimizer; convert or test when it is time."""
+        if autocasts(self.members):
+            with torch.autocast(self.members[0].layer.S.device.type, enabled=False):
+                return self.step()
         if reduce.is_distributed():
             for member in self.members:
                 core = member.layer.S

@@ -151,18 +151,21 @@ def test_training_resumes_bit_identically_within_a_phase(generator):
         assert torch.equal(a, b)
 
 
-def test_autocast_rounds_copies_and_keeps_float32_masters(generator):
+@pytest.mark.parametrize("inside", [False, True], ids=["step outside", "step inside"])
+@pytest.mark.parametrize("phase", [1, 2])
+def test_autocast_rounds_copies_and_keeps_float32_masters(generator, phase, inside):
     net = nn.Sequential(LowRankLinear(16, 12, 4, generator=generator))
-    integrator = LowRankIntegrator(net, torch.optim.AdamW(net.parameters(), lr=1e-2), phase=1)
+    integrator = LowRankIntegrator(net, torch.optim.AdamW(net.parameters(), lr=1e-2), phase=phase)
     x = torch.randn(32, 16, generator=generator)
-    for _ in range(3):
+    for _ in range(4):
         integrator.zero_grad()
         with torch.autocast("cpu", dtype=torch.bfloat16):
             out = net(x)
             loss = out.float().square().mean()
         assert out.dtype == torch.bfloat16
         loss.backward()
-        integrator.step()
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=inside):
+            integrator.step()
     layer = net[0]
     assert {layer.U.dtype, layer.S.dtype, layer.V.dtype} == {torch.float32}
     eye = torch.eye(layer.rank)

@@ -127,6 +127,17 @@ def test_a_test_without_a_drop_changes_no_output(generator):
     assert all(-1 <= t.stability <= 1 + 1e-6 for t in results)
 
 
+def test_a_step_inside_autocast_keeps_float32_factors(generator):
+    net = network()
+    schedule = OialrSchedule(net, torch.optim.AdamW(net.parameters()), delay=1, period=1)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        run(net, schedule, generator, 2)
+    for member in schedule.members:
+        basis = member.layer.U
+        assert basis.dtype == member.layer.S.dtype == torch.float32
+        torch.testing.assert_close(basis.mT @ basis, torch.eye(basis.shape[1]))
+
+
 def test_reduction_is_monotone_bounded_and_keeps_the_span(generator):
     net = network()
     schedule = OialrSchedule(
