@@ -8,6 +8,8 @@ from typing import Any
 
 import httpx
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from house import House, problem, put
 from safetensors.numpy import save
@@ -83,6 +85,15 @@ def test_the_same_arrays_in_safetensors_give_the_same_plan(client: httpx.Client)
     assert again["training"] == plan["training"]
 
 
+MLP = {"family": "mlp", "hidden": [16]}
+
+
+def table(client: httpx.Client, **columns: Any) -> dict[str, Any]:
+    buffer = io.BytesIO()
+    pq.write_table(pa.table(columns), buffer)
+    return {"kind": "parquet", "train": put(client, buffer.getvalue(), name="data.parquet")}
+
+
 def test_what_only_the_worker_finds_out_is_named(client: httpx.Client) -> None:
     config = {"model_type": "vit", "hidden_size": 16}
     network = {"family": "transformers", "task": "image_classification", "config": config}
@@ -93,16 +104,45 @@ def test_what_only_the_worker_finds_out_is_named(client: httpx.Client) -> None:
     (unknown,) = found["training"]["decided_by_worker"]
     assert "transformers" in unknown
     assert found["peak_memory_bytes"] == 0
-    parquet = data(client) | {"kind": "parquet"}
-    found = dry(client, training(data=parquet, max_steps=7))["training"]
+    images = [{"bytes": b"decoded by the worker", "path": None}] * 100
+    parquet = table(client, image=images, label=[n % 3 for n in range(100)])
+    found = dry(client, training(data=parquet | {"input": "image"}, max_steps=7))["training"]
     assert [layer["name"] for layer in found["layers"]] == [
         "hidden.0.linear",
         "hidden.1.linear",
         "head",
     ]
     assert all("shape" not in layer for layer in found["layers"])
-    assert (found["parameters"], found["steps_per_epoch"], found["steps"]) == (None, None, 7)
-    assert len(found["decided_by_worker"]) == 3
+    assert (found["parameters"], found["steps"]) == (None, 7)
+    assert found["steps_per_epoch"] is not None
+    assert len(found["decided_by_worker"]) == 2
+
+
+def test_the_footer_of_a_parquet_file_tells_columns_rows_and_classes(
+    client: httpx.Client,
+) -> None:
+    labels = [n % 5 for n in range(100)]
+    rows = np.zeros((100, 6), np.float32)
+    parquet = table(client, x=list(rows), z=[1.5] * 100, text=["words"] * 100, label=labels)
+    plan = dry(client, training(data=parquet | {"input": ["x", "z"]}, network=MLP))
+    found = plan["training"]
+    assert [layer["shape"] for layer in found["layers"]] == [[16, 7], [5, 16]]
+    assert found["decided_by_worker"] == []
+    assert plan["peak_memory_bytes"] > 2**28
+    bert = {"family": "transformers", "task": "sequence_classification"}
+    bert |= {"config": {"model_type": "bert"}}
+    plan = dry(client, training(data=parquet | {"input": "text"}, network=bert))
+    assert len(plan["training"]["decided_by_worker"]) == 1
+    for changes, text in (
+        ({"input": "image"}, 'no column "image"; the file has label, text, x, z'),
+        ({"input": "x", "label": "class"}, 'no column "class"'),
+        ({"input": "x", "train": data(client)["train"]}, "not readable as parquet"),
+    ):
+        answer = client.post("/v1/jobs", json=training(data=parquet | changes, network=MLP))
+        assert text in problem(answer, 422, "bad_data")["detail"]
+    nulls = table(client, x=[1.0, 2.0], label=[None, 1])
+    answer = client.post("/v1/jobs", json=training(data=nulls | {"input": "x"}, network=MLP))
+    assert 'column "label" has nulls' in problem(answer, 422, "bad_data")["detail"]
 
 
 VIT = {"family": "vit", "patch": 3, "width": 12, "heads": 2, "hidden": 24}

@@ -228,6 +228,7 @@ class Supervisor:
     # The end
 
     def _conclude(self) -> str:
+        self._journal.flush(self._lease.record, at_once=True)
         while self._journal.waiting:
             self._tick()
         last = self._last

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from math import prod
 from typing import Literal, NamedTuple
 
 from stiefel.errors import InvalidInputError
 from stiefel.specs.array_headers import ArrayHeader, read_headers
 from stiefel.specs.data import (
+    PADDED_BYTES,
     AddingProblem,
     AnyData,
     ArrayData,
@@ -18,6 +19,7 @@ from stiefel.specs.data import (
     ParquetData,
     TextData,
 )
+from stiefel.specs.parquet_footer import Column, Footer, Read, read_footer
 from stiefel.specs.signature import Signature
 
 
@@ -70,7 +72,7 @@ def look_at_data(spec: AnyData, files: Mapping[str, Source]) -> DataFacts:
     if isinstance(spec, TextData):
         return _text(spec, files)
     if isinstance(spec, ParquetData):
-        return DataFacts(None, unknown=("the shape of the examples",))
+        return _parquet(spec, files)
     return _arrays(spec, files)
 
 
@@ -84,6 +86,60 @@ def _text(spec: TextData, files: Mapping[str, Source]) -> DataFacts:
     if windows < 1:
         raise bad_data("train", f"{kept} bytes hold no window of {spec.context + 1}")
     return DataFacts(signature, examples=windows)
+
+
+def _parquet(spec: ParquetData, files: Mapping[str, Source]) -> DataFacts:
+    footers = {role: _footer(spec, *source, role=role) for role, source in files.items()}
+    names = spec.input if isinstance(spec.input, list) else [spec.input]
+    examples = footers["train"].rows
+    if "test" not in files:
+        examples -= int(examples * spec.held_out)
+    labels = [footer.columns[spec.label] for footer in footers.values()]
+    known = all(label.most is not None and (label.least or 0) >= 0 for label in labels)
+    classes = [(label.most or 0) + 1 if known else None for label in labels]
+    columns = [footers["train"].columns[name] for name in names]
+    if [column.kind for column in columns] == ["text"]:
+        signature, unknown = _labelled(spec, (spec.context,), classes)
+        if signature is not None:
+            signature = replace(signature, kind="tokens", vocabulary=PADDED_BYTES)
+        return DataFacts(signature, examples=examples, unknown=unknown)
+    width = _width(columns, footers["train"].rows)
+    if width is None:
+        return DataFacts(None, examples=examples, unknown=("the shape of the examples",))
+    signature, unknown = _labelled(spec, (width,), classes)
+    return DataFacts(signature, examples=examples, unknown=unknown)
+
+
+def _footer(spec: ParquetData, read: Read, size: int, *, role: str) -> Footer:
+    try:
+        footer = read_footer(read, size)
+    except InvalidInputError as error:
+        raise _bad_parquet(role, error.detail) from error
+    for name in (*(spec.input if isinstance(spec.input, list) else [spec.input]), spec.label):
+        if name not in footer.columns:
+            have = ", ".join(sorted(footer.columns)[:50])
+            raise _bad_parquet(role, f'no column "{name}"; the file has {have}')
+    if not footer.rows:
+        raise _bad_parquet(role, "no rows")
+    if footer.columns[spec.label].nulls:
+        raise _bad_parquet(role, f'column "{spec.label}" has nulls')
+    return footer
+
+
+def _bad_parquet(role: str, detail: str) -> InvalidInputError:
+    return InvalidInputError(
+        f"{role} data: {detail}",
+        code="bad_data",
+        fix="upload a parquet file with a column of examples and one of labels",
+        field=f"/data/{role}",
+    )
+
+
+def _width(columns: Sequence[Column], rows: int) -> int | None:
+    """Numbers of one example side by side; None where they are no numbers."""
+    if any(column.kind not in {"number", "numbers"} or column.values % rows for column in columns):
+        return None
+    return sum(column.values // rows for column in columns)
 
 
 def _arrays(spec: ArrayData, files: Mapping[str, Source]) -> DataFacts:

@@ -16,12 +16,15 @@ from stiefel.specs.layers import Layer
 from stiefel.specs.selecting import PlannedLayer
 from stiefel.specs.signature import Signature
 from stiefel.specs.train_low_rank import LowRankTrainingSpec, TrainDlrtSpec, TrainOialrSpec
+from stiefel.specs.train_projunn import TrainProjunnSpec
 from stiefel.specs.training import TrainingSpec
 
 MIB = 2**20
-BASE = 450 * MIB  # interpreter, torch, the method's modules, their compiled kernels
+BASE = 450 * MIB  # interpreter, torch, the method's modules
+KERNELS = 150 * MIB  # the compiler of the unitary update, and what it makes
 LIBRARIES = {"transformers": 350 * MIB, "timm": 350 * MIB}  # with what they import
 DECOMPOSITION = 16  # working memory of a singular value decomposition, per byte of the weight
+CERTIFIED = 6  # working memory of an orthogonality defect, per byte of the weight
 STATES = {
     "sgd": 1,
     "adam": 2,
@@ -62,21 +65,25 @@ def estimate_memory(
         states = 0
     bound = _constraint(spec, layers)
     optimizer = states * weights
-    # A step of many tensors at once makes one more copy of them; a checkpoint copies what it
-    # writes, and the largest tensors once more.
+    # A step of many tensors at once makes one more copy of them. At the end the best checkpoint
+    # comes beside the last, and the largest tensor is certified in double precision.
     step = weights * 2 + optimizer + bound + weights
-    checkpoint = weights * 2 + optimizer + bound + max(weights + bound, optimizer) * 3 // 2
+    largest = max(layer.nbytes for layer in table)
+    end = 2 * (weights + optimizer + bound) + CERTIFIED * largest
+    if isinstance(spec, LowRankTrainingSpec):  # exports, in factors and merged
+        end += weights + bound
     if activations is None:
         own = sum(layer.kept for layer in table)
         activations = Activations(own, max(layer.kept for layer in table))
-    training = max(step + _batch(spec, facts.signature, activations), checkpoint)
+    training = max(step + _batch(spec, facts.signature, activations), end)
     reading = facts.bytes_in_memory * 7 // 5
     return spec.devices * _base(spec) + max(spec.devices * training, reading)
 
 
 def _base(spec: TrainingSpec) -> int:
     """Bytes of a process that has not begun."""
-    return BASE + LIBRARIES.get(spec.network.family, 0)
+    kernels = KERNELS if isinstance(spec, TrainProjunnSpec) else 0
+    return BASE + kernels + LIBRARIES.get(spec.network.family, 0)
 
 
 def _constraint(spec: TrainingSpec, layers: Sequence[PlannedLayer]) -> int:
@@ -102,5 +109,5 @@ def _batch(spec: TrainingSpec, signature: Signature, activations: Activations) -
     if isinstance(spec, LowRankTrainingSpec):  # factors keep what passes between them
         kept = kept * 5 // 4
     numbers = examples * (kept + widest)
-    batch = 3 * spec.batch_size * prod(signature.shape)
+    batch = 4 * spec.batch_size * prod(signature.shape)
     return 4 * (numbers + batch)

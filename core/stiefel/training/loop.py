@@ -69,7 +69,7 @@ class Loop:
         half = spec.precision == "float16"
         self._scaler = torch.amp.GradScaler(world.device.type, enabled=half)
         self._own_losses: list[Tensor] = []  # of this process, not yet averaged
-        self._losses: list[Tensor] = []  # of all processes, not yet logged
+        self._losses: list[float] = []  # of all processes, not yet logged
         self.clock = Clock()
 
     def train(self) -> Evaluation:
@@ -154,20 +154,19 @@ class Loop:
     def _log(self, step: int) -> None:
         """One point for the mean loss since the last; the only place that waits for the device."""
         self._collect(step)
-        self.series.add(step, {"loss": torch.stack(self._losses).mean().item()})
+        self.series.add(step, {"loss": math.fsum(self._losses) / len(self._losses)})
         self._losses.clear()
 
     def _collect(self, step: int) -> None:
         """Average the losses of the steps up to ``step`` and see that they are numbers."""
         if not self._own_losses:
             return
-        losses = self.world.average(torch.stack(self._own_losses))
+        losses = self.world.average(torch.stack(self._own_losses)).tolist()
         self._own_losses.clear()
-        self._losses += losses.unbind()
-        if not losses.isfinite().all():
-            first = int(losses.isfinite().int().argmin())
-            at = step - len(losses) + 1 + first
-            raise _not_finite(f"the training loss is {losses[first].item()}", at)
+        for index, loss in enumerate(losses):
+            if not math.isfinite(loss):
+                raise _not_finite(f"the training loss is {loss}", step - len(losses) + 1 + index)
+        self._losses += losses
 
     def _evaluate(self) -> None:
         if self._losses or self._own_losses:
@@ -243,13 +242,15 @@ class Loop:
         self.clock.load_state_dict(run["clock"])
         self.position = Position(**run["position"])
         self.best = Best(**run["best"])
-        self._losses = [loss.to(self.world.device) for loss in run["losses"]]
+        self._losses = [float(loss) for loss in run["losses"]]
 
     def return_to_best(self) -> Evaluation:
         """Put the network back to its best evaluation, whose checkpoint is always kept; evaluate.
 
         Training is over: the run as a whole does not go back. Every process must take part.
         """
+        for parameter in self.network.parameters():
+            parameter.grad = None  # its room is needed
         weights, run = self._snapshots.load(self.best.step)
         self.network.load_state_dict(weights)
         self.stepper.load_state_dict(run["stepper"])

@@ -85,10 +85,15 @@ def _scaling(split: Split) -> tuple[Tensor, Tensor]:
     chosen = split.indices[:SCALING_SAMPLE].tolist()
     over = (0, 2, 3) if len(split.rows.shape) == 3 else (0,)
 
+    kept = [1, *([split.rows.shape[0], 1, 1] if len(over) == 3 else split.rows.shape)]
+    numbers = len(chosen) * (prod(split.rows.shape[1:]) if len(over) == 3 else 1)
+
     def average(of: Callable[[Tensor], Tensor]) -> Tensor:
-        totals = [of(block.double()).sum(over, keepdim=True) for block in split.rows.blocks(chosen)]
-        numbers = len(chosen) * (prod(split.rows.shape[1:]) if len(over) == 3 else 1)
-        return torch.stack(totals).sum(dim=0) / numbers
+        # Added up in place: a list of small sums would lie between the blocks and keep their room.
+        total = torch.zeros(kept, dtype=torch.float64)
+        for block in split.rows.blocks(chosen):
+            total += of(block.double()).sum(over, keepdim=True)
+        return total / numbers
 
     mean = average(lambda block: block)
     deviation = average(lambda block: (block - mean).square()).sqrt()
