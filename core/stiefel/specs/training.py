@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from stiefel.specs.base import ArtifactId, MethodSpec
 from stiefel.specs.data import AnyData
@@ -104,6 +104,13 @@ class TrainingSpec(MethodSpec):
         if value.name == "galore" and cls.model_fields["method"].default != "train.dense":
             raise ValueError("galore keeps its state for whole weights: use train.dense")
         return value
+
+    @model_validator(mode="after")
+    def _every_device_has_an_example(self) -> TrainingSpec:
+        if self.batch_size < self.devices:
+            batch, devices = self.batch_size, self.devices
+            raise ValueError(f"a batch of {batch} cannot be shared by {devices} devices")
+        return self
 
     def inputs(self) -> dict[str, str]:
         """Data files and, where given, the weights to start from."""

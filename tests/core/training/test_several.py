@@ -10,6 +10,8 @@ import torch
 from test_loop import DATA, Trial, equal
 
 from stiefel.errors import InvalidInputError, StopRequested
+from stiefel.training.data.dataset import Batch
+from stiefel.training.world import World
 
 PLAIN = {
     "network": {"family": "mlp", "hidden": [16, 16]},
@@ -67,6 +69,9 @@ def test_an_error_in_the_processes_is_the_one_a_single_process_raises(tmp_path: 
 
 
 def test_a_batch_that_cannot_be_shared_is_refused(tmp_path: Path) -> None:
-    trial = Trial(tmp_path, **PLAIN | {"devices": 2, "batch_size": 1})
-    with pytest.raises(InvalidInputError, match="cannot be shared by 2 devices"):
-        trial.attempt()
+    with pytest.raises(InvalidInputError, match="a batch of 1 cannot be shared by 2 devices"):
+        Trial(tmp_path, **PLAIN | {"devices": 2, "batch_size": 1})
+    world = World(torch.device("cpu"))
+    world.size = 2  # of a training set smaller than a batch only the run knows
+    with pytest.raises(InvalidInputError, match="a batch of 1 cannot be shared by 2 devices"):
+        world.share(Batch(torch.zeros(1, 3), torch.zeros(1)))
