@@ -46,9 +46,7 @@ def run_in_several(spec: TrainingSpec, run: Run) -> Outcome:
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
     _require_loopback()
-    # One process loads torch and the methods; the others are forks of it, there in milliseconds.
-    get_context("forkserver").set_forkserver_preload(["stiefel.methods"])
-    pipes = [get_context("forkserver").Pipe() for _ in range(spec.devices)]
+    pipes = [get_context("spawn").Pipe() for _ in range(spec.devices)]
     config = LaunchConfig(
         min_nodes=1,
         max_nodes=1,
@@ -56,7 +54,7 @@ def run_in_several(spec: TrainingSpec, run: Run) -> Outcome:
         rdzv_backend="c10d",
         rdzv_endpoint=f"{HERE}:0",
         local_addr=HERE,
-        start_method="forkserver",
+        start_method="spawn",  # a fork server needs a socket in the file system: confined away
         max_restarts=0,  # the service's own attempts resume from the last checkpoint
         monitor_interval=0.1,
     )
