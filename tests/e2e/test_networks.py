@@ -8,10 +8,11 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+import pytest
 from safetensors.torch import load_file
 from trainings import training
 
-from stiefel_client import Job, Stiefel
+from stiefel_client import Job, Stiefel, StiefelApiError
 
 SIZES = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
 BERT = {"model_type": "bert", "intermediate_size": 32, **SIZES}
@@ -41,9 +42,10 @@ def test_texts_of_parquet_are_classified(local: Stiefel, tmp_path: Path) -> None
     (event,) = [e for e in local.jobs.events(job.id) if e.type == "job.memory"][:1]
     assert event.data["expected_bytes"] > 2**28
     spec["network"] = library("causal_language_model", GPT2)
-    job = local.jobs.wait(local.jobs.submit(spec).id, timeout=60)
-    assert job.error is not None
-    assert (job.error.code, job.error.field) == ("network_does_not_fit", "/network/task")
+    with pytest.raises(StiefelApiError) as caught:  # the footer tells that the column holds text
+        local.jobs.submit(spec)
+    assert caught.value.code == "network_does_not_fit"
+    assert caught.value.errors[0]["pointer"] == "/spec/network/task"
 
 
 def test_a_language_model_goes_on_from_uploaded_weights(local: Stiefel, tmp_path: Path) -> None:
