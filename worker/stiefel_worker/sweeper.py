@@ -87,15 +87,35 @@ class Sweeper:
         )
 
 
+class Standstill:
+    """How long ``rounds`` have made no progress, not counting time this process slept.
+
+    A machine that sleeps, or a stopped process, stops the one who looks too: a gap of over
+    ``asleep_s`` between two looks says nothing about the rounds, and the count begins anew.
+    """
+
+    def __init__(self, rounds: Rounds, *, asleep_s: float, now: float) -> None:
+        self._rounds, self._asleep_s = rounds, asleep_s
+        self._looked_at = self._awake_at = now
+
+    def seconds(self, now: float) -> float:
+        """Look, at the time ``now``."""
+        if now - self._looked_at > self._asleep_s:
+            self._awake_at = now
+        self._looked_at = now
+        return now - max(self._rounds.last_at, self._awake_at)
+
+
 def watch(rounds: Rounds, idle_s: float) -> Callable[[], None]:
     """Return a check that ends this process when ``rounds`` has come to a standstill.
 
     A claim that never returns would leave the worker alive and useless. Its children die with
     it, its leases run out, and a fresh process takes over.
     """
+    standstill = Standstill(rounds, asleep_s=idle_s / 2, now=time.monotonic())
 
     def check() -> None:
-        silent_s = time.monotonic() - rounds.last_at
+        silent_s = standstill.seconds(time.monotonic())
         if silent_s > idle_s + rounds.period_s:
             log.critical("%s has been stuck for %.0f s, the process ends", rounds.name, silent_s)
             os._exit(STUCK_EXIT_CODE)

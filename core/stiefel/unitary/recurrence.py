@@ -47,6 +47,10 @@ def modrelu_recurrence(inputs: Tensor, frame: Tensor, bias: Tensor, h: Tensor) -
 class _Recurrence(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, inputs: Tensor, frame: Tensor, bias: Tensor, h: Tensor) -> Tensor:
+        if (compiled := _compiled(frame)) is not None:
+            states: Tensor = compiled.forward(inputs, frame, bias, h)
+            ctx.save_for_backward(states, states, frame, bias, h)
+            return states
         before = inputs.clone(memory_format=torch.contiguous_format)
         states = torch.empty_like(before)
         last = h
@@ -60,16 +64,26 @@ class _Recurrence(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         before, states, frame, bias, h = ctx.saved_tensors
-        sweep = _complex_sweep if frame.is_complex() else _real_sweep
-        delta, grad_bias = sweep(before, states, frame, bias, grad)
+        if frame.is_complex():
+            delta, grad_bias = _complex_sweep(before, frame, bias, grad)
+        else:
+            sweep = real_sweep if (compiled := _compiled(frame)) is None else compiled.backward
+            delta, grad_bias = sweep(grad, states, frame)
         earlier = torch.cat((h[None], states[:-1])).flatten(0, 1)
         grad_frame = delta.flatten(0, 1).mT @ earlier.conj()
         return delta, grad_frame, grad_bias, delta[0] @ frame.conj()
 
 
-def _real_sweep(
-    before: Tensor, states: Tensor, frame: Tensor, bias: Tensor, grad: Tensor
-) -> tuple[Tensor, Tensor]:
+def _compiled(frame: Tensor) -> Any:
+    """The compiled loop where it applies. Imported late: only who runs it compiles anything."""
+    if frame.device.type != "cpu" or frame.is_complex():
+        return None
+    from stiefel.unitary import cpu_recurrence
+
+    return cpu_recurrence if cpu_recurrence.supports(frame) else None
+
+
+def real_sweep(grad: Tensor, states: Tensor, frame: Tensor) -> tuple[Tensor, Tensor]:
     """Gradients (T, B, N) to what enters the nonlinearity, and (N,) to the bias."""
     delta = states.ne(0).to(grad.dtype)  # a unit is open where its state is not zero
     carried = torch.zeros_like(grad[0])
@@ -80,9 +94,9 @@ def _real_sweep(
 
 
 def _complex_sweep(
-    before: Tensor, states: Tensor, frame: Tensor, bias: Tensor, grad: Tensor
+    before: Tensor, frame: Tensor, bias: Tensor, grad: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """As :func:`_real_sweep`, for ``z g(|z|)`` with ``g(s) = relu(s + bias) / s``."""
+    """As :func:`real_sweep`, for ``z g(|z|)`` with ``g(s) = relu(s + bias) / s``."""
     size = torch.sqrt(before.real.square() + before.imag.square() + HAIR)
     open_ = size + bias > 0
     gain = torch.relu(size + bias) / size

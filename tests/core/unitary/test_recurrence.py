@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from stiefel.unitary import modrelu, modrelu_recurrence
+from stiefel.unitary import cpu_recurrence, modrelu, modrelu_recurrence
+from stiefel.unitary.recurrence import real_sweep
 
 
 def problem(dtype: torch.dtype, steps: int = 4) -> list[Tensor]:
@@ -43,3 +44,30 @@ def test_a_state_of_zero_passes_nothing_on() -> None:
     assert not states.any()
     assert inputs.grad is not None
     assert not inputs.grad.any()
+
+
+@pytest.mark.parametrize(("dtype", "bound"), [(torch.float32, 1e-5), (torch.float64, 1e-12)])
+def test_the_compiled_loop_agrees_with_separate_calls(dtype: torch.dtype, bound: float) -> None:
+    inputs, frame, bias, h = (x.detach() for x in problem(dtype, steps=20))
+    if not cpu_recurrence.supports(frame):
+        return  # this PyTorch shows no BLAS: there is no compiled loop to compare
+    inputs, frame = inputs.transpose(0, 1).contiguous().transpose(0, 1), frame.mT
+    states = cpu_recurrence.forward(inputs, frame, bias, h)
+    expected = h
+    for step, state in zip(inputs, states, strict=True):
+        expected = modrelu(step + expected @ frame.mT, bias)
+        torch.testing.assert_close(state, expected, rtol=bound, atol=bound)
+    grad = states.flip(0)
+    separate = real_sweep(grad, states, frame)
+    for found, wanted in zip(cpu_recurrence.backward(grad, states, frame), separate, strict=True):
+        torch.testing.assert_close(found, wanted, rtol=bound, atol=bound * float(wanted.norm()))
+
+
+def test_a_state_that_is_not_a_number_stays_one() -> None:
+    inputs, frame, bias, h = problem(torch.float32)
+    spoilt = inputs.detach().clone()
+    spoilt[1, 2, 3] = torch.nan
+    states = modrelu_recurrence(spoilt, frame, bias, h)
+    assert states[0].isfinite().all()
+    assert states[1, 2, 3].isnan()
+    assert states[2, 2].isnan().any()
