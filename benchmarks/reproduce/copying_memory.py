@@ -5,6 +5,8 @@
 Source: arXiv 2203.05483, section 6 (delays 1000 and 2000, hidden 190). A network that answers
 blanks until the end and guesses then loses ``10 ln 8 / (delay + 20)``; the table shows the share
 of that loss. Solved means below 0.1. The paper's curves fall to nought for both variants.
+
+modReLU, nearly linear at its start, keeps what a ReLU clips away and learns many times faster.
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ SYMBOLS, LENGTH = 8, 10
 
 
 def cells(options: argparse.Namespace) -> list[Cell]:
-    """Both variants, and the same recurrence set free, with relu and with tanh."""
+    """Both variants; the same cell set free; and a free tanh RNN."""
     common: dict[str, Any] = {
         "data": {
             "kind": "copying_memory",
@@ -34,17 +36,18 @@ def cells(options: argparse.Namespace) -> list[Cell]:
         "schedule": {"kind": "exponential", "factor_per_epoch": options.factor},
         "log_every": 100,
     }
+    cell: dict[str, Any] = {"family": "rnn", "hidden": options.hidden, "activation": "modrelu"}
     projunn = common | {
         "method": "train.projunn",
-        "network": {"family": "rnn", "hidden": options.hidden, "activation": "relu"},
+        "network": cell,
         "learning_rate_divider": options.divider,
     }
-    made = both_variants(projunn, 0.0)
-    for activation in ("relu", "tanh"):
-        network = {"family": "rnn", "hidden": options.hidden, "activation": activation}
-        free = common | {"method": "train.dense", "network": network, "clip_norm": 1.0}
-        made.append(Cell(f"free RNN, {activation}", free, None))
-    return made
+    free = common | {"method": "train.dense", "clip_norm": 1.0}
+    return [
+        *both_variants(projunn, 0.0),
+        Cell("free RNN, same cell", free | {"network": cell}, None),
+        Cell("free RNN, tanh", free | {"network": cell | {"activation": "tanh"}}, None),
+    ]
 
 
 def main() -> None:
@@ -52,9 +55,9 @@ def main() -> None:
     arguments = parser(__doc__)
     arguments.add_argument("--delay", type=int, default=200)
     arguments.add_argument("--hidden", type=int, default=128)
-    arguments.add_argument("--batch", type=int, default=64)
-    arguments.add_argument("--epochs", type=int, default=45, help="of 200 batches")
-    arguments.add_argument("--learning-rate", type=float, default=2e-3)
+    arguments.add_argument("--batch", type=int, default=20)
+    arguments.add_argument("--epochs", type=int, default=15, help="of 200 batches")
+    arguments.add_argument("--learning-rate", type=float, default=1e-3)
     arguments.add_argument("--divider", type=float, default=32)
     arguments.add_argument("--factor", type=float, default=0.98, help="of the rate, per epoch")
     options = arguments.parse_args()
