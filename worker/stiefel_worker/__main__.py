@@ -6,6 +6,7 @@ import argparse
 import json
 import logging
 import os
+import signal
 import sys
 import tempfile
 import threading
@@ -57,6 +58,8 @@ def main(arguments: list[str] | None = None) -> int:
 
 def serve(desk: Desk, celery: Celery, settings: Settings) -> None:
     """Run poller, sweeper, watchdog and Celery until drained."""
+    # The poller may find a job before Celery has handlers of its own, which then take over.
+    signal.signal(signal.SIGTERM, lambda *_: desk.drain())
     poller = Rounds("poller", settings.poll_s, desk.look_aside)
     sweeper = Rounds("sweeper", settings.sweep_s, Sweeper(desk, CeleryDoorbell(settings)))
     watchdog = Rounds("watchdog", 5.0, watch(poller, desk.shop.limits.idle_s))
