@@ -129,8 +129,8 @@ class Chunk:
         gradient = Gradient(flat[0], flat[1], known)
         if self.group["scaling"] == "none":
             # Nobody asks for its size: a bound says as well whether it is finite.
-            bound = torch.linalg.matrix_norm(gradient.a) * torch.linalg.matrix_norm(gradient.b)
-            return gradient, bound.to(torch.float64)
+            a, b = (torch.linalg.matrix_norm(x).double() for x in (gradient.a, gradient.b))
+            return gradient, a * b
         return gradient, squared_norm(gradient).clamp_min(0).sqrt()
 
     def _refuse_nonfinite(self, norm: Tensor) -> None:
