@@ -2,26 +2,39 @@
 
     python benchmarks/layer_step.py --sizes 1024 2048 --batch 64
 
-Both do forward, backward to the input, and the parameter's step. Plain: dense gradient and
-``torch.optim.SGD``. Ours: factors of rank batch, exact T, drift control; no gradient is formed.
+In turn, each in a process of its own: forward, backward to the input, and the parameter's step.
+Plain: dense gradient and ``torch.optim.SGD``. Ours: factors of rank batch, exact T, drift control;
+no gradient is formed.
 """
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
-from side_by_side import interleaved, write
+from side_by_side import apart, write
 from torch import nn
 
 from stiefel.unitary import OrthogonalLinear, ProjUNN
 
+Call = Callable[[], Any]
 
-def training_step(
-    layer: nn.Module, optimizer: torch.optim.Optimizer | None, n: int, batch: int
-) -> Callable[[], Any]:
+
+def plain(n: int, batch: int, optimizer: type[torch.optim.Optimizer] | None) -> Call:
+    layer = nn.Linear(n, n, bias=False).requires_grad_(optimizer is not None)
+    return training_step(layer, optimizer and optimizer(layer.parameters(), lr=1e-3), batch)
+
+
+def orthogonal(n: int, batch: int) -> Call:
+    layer = OrthogonalLinear(n, n, bias=False)
+    return training_step(layer, ProjUNN([layer.frame], lr=1e-3), batch)
+
+
+def training_step(layer: Any, optimizer: torch.optim.Optimizer | None, batch: int) -> Call:
+    n = layer.in_features
     generator = torch.Generator().manual_seed(n)
     x = torch.randn(batch, n, generator=generator).requires_grad_()
     delta = torch.randn(batch, n, generator=generator) / n
@@ -46,25 +59,14 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     rows = []
     for n in options.sizes:
-        plain = nn.Linear(n, n, bias=False)
-        dense = nn.Linear(n, n, bias=False)
-        frozen = nn.Linear(n, n, bias=False).requires_grad_(requires_grad=False)
-        factored = OrthogonalLinear(n, n, bias=False)
-        times = interleaved(
-            {
-                "forward and input gradient": training_step(frozen, None, n, options.batch),
-                "plain SGD": training_step(
-                    plain, torch.optim.SGD(plain.parameters(), lr=1e-3), n, options.batch
-                ),
-                "plain Adam": training_step(
-                    dense, torch.optim.Adam(dense.parameters(), lr=1e-3), n, options.batch
-                ),
-                "orthogonal, exact T": training_step(
-                    factored, ProjUNN([factored.frame], lr=1e-3), n, options.batch
-                ),
-            },
-            seconds=options.seconds,
-        )
+        size = (n, options.batch)
+        builds = {
+            "forward and input gradient": partial(plain, *size, None),
+            "plain SGD": partial(plain, *size, torch.optim.SGD),
+            "plain Adam": partial(plain, *size, torch.optim.Adam),
+            "orthogonal, exact T": partial(orthogonal, *size),
+        }
+        times = apart(builds, seconds=options.seconds)
         for name, taken in times.items():
             row: dict[str, Any] = {"N": n, "batch": options.batch, "step": name, "ms": taken}
             row["over plain SGD"] = taken / times["plain SGD"]

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from projunn_step import candidates
-from side_by_side import REFERENCE_HELP, interleaved, reference, write
+from side_by_side import REFERENCE_HELP, apart, reference, write
 
 SHOWN = (
     "pass",
@@ -51,7 +51,7 @@ def main() -> None:
     for n in options.sizes:
         calls = candidates(n, "float32", authors, options)
         chosen = {name: call for name, call in calls.items() if name in SHOWN}
-        for name, taken in interleaved(chosen, seconds=options.seconds).items():
+        for name, taken in apart(chosen, seconds=options.seconds).items():
             points[name].append((n, taken))
             print(n, name, taken, flush=True)
     rows: list[dict[str, Any]] = []

@@ -2,10 +2,10 @@
 
     python benchmarks/projunn_step.py --reference PATH --sizes 2048 --dtypes float32 --append
 
-All candidates run in turn in one process. ``pass`` is ``W.mul_(c)``: one read and one write of
-the matrix. Our step includes drift control of one column. Peers step as their users do: forward
-access of the weight, backward, ``torch.optim.SGD``. ``--append`` keeps the other sizes and dtypes
-of the result file.
+All candidates run in turn, each in a process of its own. ``pass`` is ``W.mul_(c)``: one read and
+one write of the matrix. Our step includes drift control of one column. Peers step as their users
+do: forward access of the weight, backward, ``torch.optim.SGD``. ``--append`` keeps the other sizes
+and dtypes of the result file.
 """
 
 from __future__ import annotations
@@ -13,10 +13,11 @@ from __future__ import annotations
 import argparse
 import warnings
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
-from side_by_side import REFERENCE_HELP, interleaved, reference, write
+from side_by_side import REFERENCE_HELP, apart, reference, write
 from torch import Tensor, nn
 
 from stiefel.unitary import rank_k_update_, step_
@@ -25,32 +26,49 @@ from stiefel.unitary.initialisation import haar_
 DTYPES = {"float32": torch.float32, "complex64": torch.complex64}
 
 
-def ours(W: Tensor, a: Tensor, b: Tensor, variant: Any) -> Callable[[], Any]:
-    moved, cursor = W.clone(), [0]
+Call = Callable[[], Any]
+
+
+def matrix(n: int, dtype: str) -> Tensor:
+    generator = torch.Generator().manual_seed(n)
+    return haar_(torch.empty(n, n, dtype=DTYPES[dtype]), generator=generator)
+
+
+def step(n: int, dtype: str, k: int) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(n + k)
+    a, b = torch.randn(2, k, n, dtype=DTYPES[dtype], generator=generator).mT
+    return a * (0.1 / n), b
+
+
+def passing(n: int, dtype: str) -> Call:
+    W = matrix(n, dtype)
+    return lambda: W.mul_(1.0)
+
+
+def ours(n: int, dtype: str, k: int, variant: Any) -> Call:
+    W, (a, b), cursor = matrix(n, dtype), step(n, dtype, k), [0]
 
     def call() -> None:
-        cursor[0] = (cursor[0] + 1) % W.shape[1]
-        step_(moved, a, b, variant=variant, columns=range(cursor[0], cursor[0] + 1))
+        cursor[0] = (cursor[0] + 1) % n
+        step_(W, a, b, variant=variant, columns=range(cursor[0], cursor[0] + 1))
 
     return call
 
 
-def peers(n: int, which: list[str]) -> dict[str, Callable[[], Any]]:
+def other(n: int, dtype: str, k: int, move: Callable[[Tensor, Tensor, Tensor], Any]) -> Call:
+    W, (a, b) = matrix(n, dtype), step(n, dtype, k)
+    return lambda: move(W, a, b)
+
+
+def peer(n: int, name: str) -> Call:
     G = torch.randn(n, n, generator=torch.Generator().manual_seed(2)) / n
-    found: dict[str, Callable[[], Any]] = {}
-    for name in which:
-        linear = nn.Linear(n, n, bias=False)
-        if name == "geotorch":
-            import geotorch
+    linear = nn.Linear(n, n, bias=False)
+    if name == "geotorch":
+        import geotorch
 
-            geotorch.orthogonal(linear, "weight")
-        else:
-            linear = nn.utils.parametrizations.orthogonal(linear, orthogonal_map=name)
-        found[name] = _peer_step(linear, G)
-    return found
-
-
-def _peer_step(linear: nn.Module, G: Tensor) -> Callable[[], Any]:
+        geotorch.orthogonal(linear, "weight")
+    else:
+        linear = nn.utils.parametrizations.orthogonal(linear, orthogonal_map=name)
     optimizer = torch.optim.SGD(linear.parameters(), lr=1e-3)
 
     def call() -> None:
@@ -61,31 +79,19 @@ def _peer_step(linear: nn.Module, G: Tensor) -> Callable[[], Any]:
     return call
 
 
-def candidates(n: int, dtype: str, authors: Any, options: Any) -> dict[str, Callable[[], Any]]:
-    generator = torch.Generator().manual_seed(n)
-    W = haar_(torch.empty(n, n, dtype=DTYPES[dtype]), generator=generator)
-    factors = {}
+def candidates(n: int, dtype: str, authors: Any, options: Any) -> dict[str, Callable[[], Call]]:
+    """Return what builds each candidate, in the process that is to run it."""
+    builds: dict[str, Callable[[], Call]] = {"pass": partial(passing, n, dtype)}
     for k in (1, 8):
-        a = torch.randn(k, n, dtype=W.dtype, generator=generator).mT * (0.1 / n)
-        b = torch.randn(k, n, dtype=W.dtype, generator=generator).mT
-        factors[k] = (a, b)
-    passed = W.clone()
-    calls: dict[str, Callable[[], Any]] = {"pass": lambda: passed.mul_(1.0)}
-    for k, (a, b) in factors.items():
-        calls[f"T k={k}"] = ours(W, a, b, "tangent")
-        calls[f"D k={k}"] = ours(W, a, b, "direct")
-        eager = W.clone()
-        calls[f"T k={k} eager"] = _bound(rank_k_update_, eager, a, b)
+        builds[f"T k={k}"] = partial(ours, n, dtype, k, "tangent")
+        builds[f"D k={k}"] = partial(ours, n, dtype, k, "direct")
+        builds[f"T k={k} eager"] = partial(other, n, dtype, k, rank_k_update_)
         if authors is not None:
-            calls[f"authors T k={k}"] = _bound(authors.projUNN_T, W, a, b)
-            calls[f"authors D k={k}"] = _bound(authors.projUNN_D, W, a, b)
-    if dtype == "float32":
-        calls.update(peers(n, [p for p in options.peers if n <= options.largest_peer]))
-    return calls
-
-
-def _bound(function: Callable[..., Any], *arguments: Any) -> Callable[[], Any]:
-    return lambda: function(*arguments)
+            builds[f"authors T k={k}"] = partial(other, n, dtype, k, authors.projUNN_T)
+            builds[f"authors D k={k}"] = partial(other, n, dtype, k, authors.projUNN_D)
+    if dtype == "float32" and n <= options.largest_peer:
+        builds.update({name: partial(peer, n, name) for name in options.peers})
+    return builds
 
 
 def main() -> None:
@@ -107,7 +113,7 @@ def main() -> None:
     rows: list[dict[str, Any]] = []
     for dtype in options.dtypes:
         for n in options.sizes:
-            times = interleaved(candidates(n, dtype, authors, options), seconds=options.seconds)
+            times = apart(candidates(n, dtype, authors, options), seconds=options.seconds)
             for name, taken in times.items():
                 row = {"dtype": dtype, "N": n, "step": name, "ms": taken}
                 row["passes"] = taken / times["pass"]

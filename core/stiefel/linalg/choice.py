@@ -1,43 +1,131 @@
 """Which polar algorithm wins where, as measured with two threads by benchmarks/polar.py.
 
 The spread of the squared singular values (see spectrum) stands for the condition: it is
-ln(condition) - 1 where singular values are log-uniform.
+ln(condition) - 1 where singular values are log-uniform. The order depends on the linear algebra
+library: MKL, which PyTorch brings for x86, inverts a matrix 1.6 times as fast on an Intel Xeon as
+on an AMD EPYC, with equal products and SVDs.
 """
 
 from __future__ import annotations
 
 import math
+import platform
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+from typing import Literal, NamedTuple
 
 from torch import Tensor
 
-SMALL = 96  # p under which the SVD of one matrix is faster than a few inverses
-LARGE = 256  # p from which inverses and eigenvectors run at some half of the speed of products
+Name = Literal["polynomial", "gram", "newton", "svd"]
+# Up to a spread, an algorithm; in this order, which is also that of falling back.
+Row = tuple[tuple[float, Name], ...]
+# The row of the first key above p.
+Rows = Mapping[float, Row]
+
 PROBED_FROM = 512  # p from which a probe tells the spread for a few per cent of X^H X's price
 TALL = 2  # aspect from which the Gram form is cheaper than a QR factorisation
 GAUSSIAN = (0.9, 1.2)  # spread of a square Gaussian matrix: common, and of a condition of some p
-# Below p, the spread up to which polynomials win for one square matrix against the SVD (p under
-# SMALL) or inverses: 7 is a condition of 3e3, 10 of 6e4, 4.6 of 300.
-SQUARE_REACHES = ((SMALL, 7.0), (LARGE, 10.0), (PROBED_FROM, 4.6))
-OTHER_REACH = 8.5  # for batches, and for tall ones, which inverses need a QR factorisation for
-BATCH_REACH = 20.0  # for batches of p under LARGE, which LAPACK treats one after the other
+WIDE_SPREAD = 4.6  # spread that means a condition number over 100: the Gram form is inaccurate
+_ANY = math.inf
+
+
+class Regimes(NamedTuple):
+    """What is fastest for each kind of input; 7 is a condition of 3e3, 10 of 6e4, 15 of 9e6."""
+
+    square: Rows
+    tall: Rows
+    batch: Rows  # and tall batches where ``tall_batch`` has no row
+    tall_batch: Rows
+    gaussian: Rows  # square, the spread aside
+
+
+_POLYNOMIAL_OR_SVD: Row = ((7.0, "polynomial"), (_ANY, "svd"))
+_NEWTON: Row = ((_ANY, "newton"),)
+_POLYNOMIAL: Row = ((_ANY, "polynomial"), (_ANY, "newton"))
+_GRAM_OR_NEWTON: Row = ((WIDE_SPREAD, "gram"), (_ANY, "newton"))
+_GRAM_TO_NEWTON: Row = ((WIDE_SPREAD, "gram"), (8.5, "polynomial"), (_ANY, "newton"))
+
+INTEL = Regimes(
+    square={
+        96: _POLYNOMIAL_OR_SVD,
+        256: ((10.0, "polynomial"), (_ANY, "newton")),
+        512: ((4.6, "polynomial"), (_ANY, "newton")),
+        _ANY: _NEWTON,
+    },
+    tall={
+        96: ((2.5, "polynomial"), (WIDE_SPREAD, "gram"), (8.5, "polynomial"), (_ANY, "svd")),
+        256: ((8.5, "polynomial"), (_ANY, "newton")),
+        512: _GRAM_TO_NEWTON,
+        _ANY: _GRAM_OR_NEWTON,
+    },
+    batch={
+        256: ((20.0, "polynomial"), (_ANY, "newton")),
+        512: ((8.5, "polynomial"), (_ANY, "newton")),
+        _ANY: _NEWTON,
+    },
+    tall_batch={
+        256: ((20.0, "polynomial"), (_ANY, "newton")),
+        512: _GRAM_TO_NEWTON,
+        _ANY: _GRAM_OR_NEWTON,
+    },
+    gaussian={96: _POLYNOMIAL, _ANY: _NEWTON},
+)
+AMD = Regimes(
+    square={
+        96: _POLYNOMIAL_OR_SVD,
+        256: ((10.0, "polynomial"), (_ANY, "svd")),
+        512: ((2.3, "polynomial"), (WIDE_SPREAD, "gram"), (15.0, "newton"), (_ANY, "svd")),
+        _ANY: ((WIDE_SPREAD, "gram"), (15.0, "newton"), (_ANY, "svd")),
+    },
+    tall={
+        96: ((WIDE_SPREAD, "gram"), (20.0, "polynomial"), (_ANY, "svd")),
+        256: ((WIDE_SPREAD, "gram"), (8.5, "polynomial"), (_ANY, "svd")),
+        _ANY: ((WIDE_SPREAD, "gram"), (15.0, "newton"), (_ANY, "svd")),
+    },
+    batch={
+        128: ((20.0, "polynomial"), (_ANY, "svd")),
+        256: ((15.0, "polynomial"), (_ANY, "svd")),
+        512: ((8.5, "polynomial"), (15.0, "newton"), (_ANY, "svd")),
+        _ANY: ((15.0, "newton"), (_ANY, "svd")),
+    },
+    tall_batch={
+        256: ((15.0, "polynomial"), (_ANY, "svd")),
+        _ANY: ((WIDE_SPREAD, "gram"), (15.0, "newton"), (_ANY, "svd")),
+    },
+    gaussian={256: _POLYNOMIAL, _ANY: _NEWTON},
+)
+
+
+def ranking(x: Tensor, width: float) -> list[Name]:
+    """The algorithms to try on ``x`` of spread ``width``, on a CPU, the fastest first."""
+    n, p = x.shape[-2:]
+    regimes, many, tall = measured(), batched(x), n >= TALL * p
+    if seems_gaussian(x, width):
+        rows = regimes.batch if many and p < PROBED_FROM / 2 else regimes.gaussian
+    elif tall:
+        rows = regimes.tall_batch if many else regimes.tall
+    else:
+        rows = regimes.batch if many else regimes.square
+    row = next(row for limit, row in rows.items() if p < limit)
+    names = [name for reach, name in row if width <= reach]
+    # NaN is no smaller than anything: the zero matrix is for whoever comes last.
+    return names or [row[-1][1]]
+
+
+@cache
+def measured() -> Regimes:
+    """The regimes of this processor; of an unknown one, those that trust inverses less."""
+    processor = platform.processor()
+    information = Path("/proc/cpuinfo")
+    if information.exists():
+        processor += information.read_text(encoding="utf-8", errors="replace")[:2000]
+    return INTEL if "Intel" in processor else AMD
 
 
 def batched(x: Tensor) -> bool:
     """Whether ``x`` holds more than one matrix."""
     return math.prod(x.shape[:-2]) > 1
-
-
-def polynomial_reach(x: Tensor, width: float) -> float:
-    """The spread up to which composed polynomials are the fastest on ``x``, whose own is width."""
-    n, p = x.shape[-2:]
-    many = batched(x)
-    if many and p < LARGE:
-        return BATCH_REACH
-    if p >= SMALL and seems_gaussian(x, width):
-        return 0.0
-    if (many or n >= TALL * p) and p < PROBED_FROM:
-        return OTHER_REACH
-    return next((reach for limit, reach in SQUARE_REACHES if p < limit), 0.0)
 
 
 def guessed_ratio(x: Tensor, width: float) -> float:

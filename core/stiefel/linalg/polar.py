@@ -11,13 +11,12 @@ from torch import Tensor
 
 from stiefel.errors import InvalidInputError, NotConvergedError
 from stiefel.linalg.choice import (
-    LARGE,
     PROBED_FROM,
-    SMALL,
     TALL,
+    WIDE_SPREAD,
     batched,
     guessed_ratio,
-    polynomial_reach,
+    ranking,
 )
 from stiefel.linalg.newton import newton_steps
 from stiefel.linalg.newton_schulz import Iterate, newton_schulz
@@ -38,10 +37,8 @@ NEAR = 0.6  # bound on the residual's norm under which the binomial series beats
 REACH = 1.6  # bound up to which it still converges
 NEAR_SPREAD = 0.12  # spread of the eigenvalues of G under which that is worth finding out
 PROBED_NEAR = 0.25  # NEAR_SPREAD for the estimate of a probe
-WIDE_SPREAD = 4.6  # spread that means a condition number over 100: the Gram form is inaccurate
 GUARD_FROM = 512  # p from which a Cholesky factorisation is cheap enough to ask every time
 FLOOR = 5e-4  # least eigenvalue of G over its mean from which the Gram form is accurate
-LONE_GRAM = 2.5  # spread from which one small tall matrix is left to the Gram form
 ROUNDS = 6  # of the polynomial, each of which multiplies small singular values by 50
 NEXT = 0.03  # lower end of the interval of a further round
 REACHED = 0.95  # bound on the residual's norm that tells a round's success
@@ -156,30 +153,42 @@ def _misses(result: Polar, bound: float) -> bool:
 def _auto(x: Tensor, bound: float) -> Polar | None:
     """The algorithm that suits ``x``, or None where only the SVD does."""
     n, p = x.shape[-2:]
-    tall, lone = n >= TALL * p, p < SMALL and not batched(x)
     host = x.device.type == "cpu"
+    names: list[str] = []
     # Tall, the Gram matrix is worth its price, and on a CPU most often used.
-    limit = PROBED_NEAR if host else WIDE_SPREAD
-    if p >= PROBED_FROM and not (host and tall) and not probed_spread(x) <= limit:
-        return _newton(x, bound) if host else None
-    gram = x.mH @ x
-    width = spread(x, gram)
-    if width <= NEAR_SPREAD:
-        near = _near(x, gram, bound)
-        if near is not None:
-            return near
-    if not host:
-        # Factorisations run far from the speed of a product on an accelerator.
-        return _polynomial(x, bound, gram) if width <= WIDE_SPREAD else None
-    result: Polar | None = None
-    if tall and (p >= LARGE or (lone and width > LONE_GRAM)) and _fits_gram(gram, width):
-        result = _gram(x, bound, gram)
-    elif width <= polynomial_reach(x, width):
+    if p >= PROBED_FROM and not (host and n >= TALL * p):
+        width = probed_spread(x)
+        if not width <= (PROBED_NEAR if host else WIDE_SPREAD):
+            names = [*ranking(x, probed_spread(x, probes=2))] if host else ["svd"]
+    gram = x.mH @ x if not names or names[0] == "gram" else None
+    if gram is not None:
+        width = spread(x, gram)
+        if width <= NEAR_SPREAD:
+            near = _near(x, gram, bound)
+            if near is not None:
+                return near
+        names = [*ranking(x, width)] if host else _on_accelerator(width)
+    for name in names:
+        result = _attempted(name, x, bound, gram, width)
+        if result is not None:
+            return result
+    return None
+
+
+def _on_accelerator(width: float) -> list[str]:
+    # Factorisations run far from the speed of a product there.
+    return ["polynomial", "svd"] if width <= WIDE_SPREAD else ["svd"]
+
+
+def _attempted(
+    name: str, x: Tensor, bound: float, gram: Tensor | None, width: float
+) -> Polar | None:
+    if name == "polynomial" and gram is not None:
         # The least singular value of many matrices lies far below that of one.
-        result = _polynomial(x, bound, gram, rounds=4 if batched(x) else 2)
-    elif lone:
-        return _svd(x, bound)
-    return _newton(x, bound) if result is None else result
+        return _polynomial(x, bound, gram, rounds=4 if batched(x) else 2)
+    if name == "gram" and gram is not None:
+        return _gram(x, bound, gram) if _fits_gram(gram, width) else None
+    return ALGORITHMS[name](x, bound)
 
 
 def _fits_gram(gram: Tensor, width: float) -> bool:

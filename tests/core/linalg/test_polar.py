@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from stiefel.errors import InvalidInputError, NotConvergedError
-from stiefel.linalg import hermitian, orthogonality_defect, polar_factor
+from stiefel.linalg import choice, hermitian, orthogonality_defect, polar_factor
 from stiefel.linalg.polar import ALGORITHMS, Algorithm, default_tolerance
 
 REAL = [torch.float32, torch.float64]
@@ -176,20 +176,33 @@ def test_complex_equals_its_real_embedding() -> None:
 
 
 @pytest.mark.parametrize(
-    ("shape", "names"),
+    ("shape", "intel", "amd"),
     [
-        ((600, 600), ["newton_schulz", "newton", "newton", "newton"]),
-        ((256, 256), ["newton_schulz", "polynomial", "newton", "newton"]),
-        ((1024, 256), ["newton_schulz", "gram", "polynomial", "newton"]),
-        ((64, 64), ["newton_schulz", "polynomial", "polynomial", "svd"]),
-        ((12, 64, 64), ["newton_schulz", "polynomial", "polynomial", "polynomial"]),
+        ((600, 600), ["newton", "newton", "newton"], ["gram", "newton", "svd"]),
+        ((256, 256), ["polynomial", "newton", "newton"], ["gram", "newton", "svd"]),
+        ((128, 128), ["polynomial", "polynomial", "newton"], ["polynomial", "polynomial", "svd"]),
+        ((1024, 256), ["gram", "polynomial", "newton"], ["gram", "newton", "svd"]),
+        ((64, 64), ["polynomial", "polynomial", "svd"], ["polynomial", "polynomial", "svd"]),
+        ((256, 64), ["polynomial", "polynomial", "svd"], ["gram", "polynomial", "polynomial"]),
+        ((12, 64, 64), ["polynomial"] * 3, ["polynomial"] * 3),
+        (
+            (5, 256, 256),
+            ["polynomial", "polynomial", "newton"],
+            ["polynomial", "polynomial", "svd"],
+        ),
     ],
 )
-def test_the_choice_follows_shape_and_condition(shape: tuple[int, ...], names: list[str]) -> None:
-    chosen = [
-        polar_factor(conditioned(shape, c, torch.float32)).algorithm for c in (1.05, 30.0, 1e3, 1e8)
-    ]
-    assert chosen == names
+def test_the_choice_follows_shape_condition_and_processor(
+    shape: tuple[int, ...], intel: list[str], amd: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inputs = [conditioned(shape, c, torch.float32) for c in (1.05, 30.0, 1e3, 1e8)]
+    for regimes, names in ((choice.INTEL, intel), (choice.AMD, amd)):
+        monkeypatch.setattr(choice, "measured", lambda regimes=regimes: regimes)
+        assert [polar_factor(x).algorithm for x in inputs] == ["newton_schulz", *names]
+
+
+def test_a_processor_has_regimes_whatever_its_maker() -> None:
+    assert choice.measured() in (choice.INTEL, choice.AMD)
 
 
 @pytest.mark.parametrize("algorithm", ["svd", "newton", "polynomial"])
