@@ -66,7 +66,7 @@ def step_(
         inside = slice(columns.start, columns.stop)
         # W^H a of the corrected W; its W b follows row by row inside the update.
         Wa = Wa.copy()
-        Wa[:, :, inside] -= np.matmul(Wa, residual.conj().transpose(0, 2, 1)) / 2
+        Wa[:, :, inside] -= _product(Wa, residual.conj().transpose(0, 2, 1)) / 2
     factors = _factors(sweep, left, right, Wb, Wa, variant)
     sweep.update(factors, residual)
     if residual is None:
@@ -178,10 +178,15 @@ def _factors(
         below += np.eye(*below.shape[-2:])
         M, sources = np.concatenate((M, below), axis=1), [*sources, left]
     weights = np.ascontiguousarray(M.transpose(0, 2, 1)).astype(sweep.U.dtype)
-    w = torch.matmul(torch.from_numpy(weights), torch.from_numpy(np.concatenate(sources, axis=1)))
+    w = _product(weights, np.concatenate(sources, axis=1))
     v = np.concatenate((right, Wa), axis=1)
     shift = (moved / -2).astype(sweep.U.dtype)
-    return _Factors(w.numpy(), np.conj(v) if sweep.is_complex else v, shift)
+    return _Factors(w, np.conj(v) if sweep.is_complex else v, shift)
+
+
+def _product(x: Array, y: Array) -> Array:
+    """``x y`` on PyTorch's threads: those of numpy's own BLAS would spin on beside them."""
+    return torch.matmul(torch.from_numpy(x), torch.from_numpy(y)).numpy()
 
 
 def _middle(left: Array, right: Array, Wa: Array, variant: Variant) -> tuple[Array, Array]:
