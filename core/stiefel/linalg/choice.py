@@ -79,7 +79,7 @@ AMD = Regimes(
         _ANY: ((WIDE_SPREAD, "gram"), (15.0, "newton"), (_ANY, "svd")),
     },
     tall={
-        96: ((WIDE_SPREAD, "gram"), (20.0, "polynomial"), (_ANY, "svd")),
+        96: ((WIDE_SPREAD, "gram"), (8.5, "polynomial"), (_ANY, "svd")),
         256: ((WIDE_SPREAD, "gram"), (8.5, "polynomial"), (_ANY, "svd")),
         _ANY: ((WIDE_SPREAD, "gram"), (15.0, "newton"), (_ANY, "svd")),
     },
