@@ -69,7 +69,7 @@ def main() -> None:
     if lenet:
         as_published = frontier("lenet_frontier.json", saved_as_published)
         lenet_curves = [
-            (lenet, "o-", "ours, shifted images, 4 to 12 epochs, seed 0"),
+            (lenet, "o-", "ours, 12 epochs, shifted images, 3 seeds"),
             (as_published, "s--", "the same runs, counted as the authors do"),
             (AUTHORS_LENET_WHOLE, "x:", "authors, both factors counted"),
             (AUTHORS_LENET, "+:", "authors, as published"),
