@@ -82,7 +82,11 @@ def test_one_request_makes_the_table(client: Stiefel, base: dict[str, Any]) -> N
     summary = report.groups[0].metrics["test_accuracy"]
     assert summary.mean == pytest.approx(statistics.fmean(accuracies))
     assert summary.std == pytest.approx(statistics.stdev(accuracies))
-    smallest = min(report.rows, key=lambda row: row.metrics["parameters_after"])
+    # Seeds may end at the same ranks: of equal sizes the more accurate is on the front.
+    smallest = min(
+        report.rows,
+        key=lambda row: (row.metrics["parameters_after"], -row.metrics["test_accuracy"]),
+    )
     best = max(report.rows, key=lambda row: row.metrics["test_accuracy"])
     assert smallest.on_front
     assert any(
