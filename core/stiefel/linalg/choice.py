@@ -116,10 +116,11 @@ def ranking(x: Tensor, width: float) -> list[Name]:
 @cache
 def measured() -> Regimes:
     """The regimes of this processor; of an unknown one, those that trust inverses less."""
-    processor = platform.processor()
     information = Path("/proc/cpuinfo")
     if information.exists():
-        processor += information.read_text(encoding="utf-8", errors="replace")[:2000]
+        processor = information.read_text(encoding="utf-8", errors="replace")[:2000]
+    else:
+        processor = platform.processor()  # on Linux it would start a process to ask
     return INTEL if "Intel" in processor else AMD
 
 
