@@ -1,9 +1,8 @@
-"""Interleaved timing and result files shared by the unitary benchmarks.
+"""Timing side by side and result files shared by the unitary benchmarks.
 
-``interleaved`` calls the candidates in turn within this process; ``apart`` gives each a process of
-its own, so that neither caches nor the heap are shared: after another candidate has freed a few
-large blocks, glibc no longer returns memory to the system, and temporaries of 32 MiB cost a third
-of what they cost in a program that has only this candidate in it.
+Candidates run in turn, each in a process of its own, so that no caches and no heap are shared:
+after another candidate has freed a few large blocks, glibc no longer returns memory to the system,
+and temporaries of 32 MiB cost a third of what they cost in a program that has only this candidate.
 """
 
 from __future__ import annotations
@@ -24,34 +23,6 @@ from typing import Any
 import torch
 
 RESULTS = Path(__file__).parent / "results"
-
-
-def interleaved(
-    candidates: Mapping[str, Callable[[], Any]], *, seconds: float, rounds: int = 200
-) -> dict[str, float]:
-    """Median milliseconds of each candidate, called in turn so that all meet the same machine.
-
-    Each gets a share of ``seconds``; slow ones fewer calls, but at least three after a warm-up.
-    """
-    times: dict[str, list[float]] = {name: [] for name in candidates}
-    for call in candidates.values():
-        call()
-    budget = seconds / len(candidates)
-    for index in range(rounds):
-        running = False
-        for name, call in candidates.items():
-            if index >= 3 and sum(times[name]) > budget:
-                continue
-            running = True
-            # Fast candidates follow themselves once, so that a slow peer's cache is not theirs.
-            if times[name] and times[name][-1] < 0.05:
-                call()
-            start = time.perf_counter()
-            call()
-            times[name].append(time.perf_counter() - start)
-        if not running:
-            break
-    return {name: 1e3 * statistics.median(taken) for name, taken in times.items()}
 
 
 def apart(
