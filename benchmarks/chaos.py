@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from sqlalchemy import select
-from stage import ROOT, Service, publish, service
+from stage import ROOT, Service, command_line, publish, service
 
 from stiefel_jobs.blobs import Blobs
 from stiefel_jobs.database import Database, migrate
@@ -96,7 +96,7 @@ def main() -> int:
             row, hit = _run(made, database, options)
         rows.append(row)
         faults.append({database: [vars(fault) for fault in hit]})
-    publish(options.out, "Chaos", " ".join(["python", *sys.argv]), rows, detail=faults)
+    publish(options.out, "Chaos", command_line(), rows, detail=faults)
     good = all(
         row["committed"] == options.jobs
         and row["lost"] == row["duplicates"] == row["wrong_bytes"] == row["orphans"] == 0

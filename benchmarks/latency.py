@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from celery import Celery
-from stage import Service, checkpoint, publish, service, wait_for
+from stage import Service, checkpoint, command_line, publish, service, wait_for
 
 from stiefel_jobs.doorbell import celery_options
 from stiefel_jobs.settings import Settings
@@ -37,7 +37,7 @@ def main() -> int:
     for mode in options.modes:
         with tempfile.TemporaryDirectory() as folder, service(Path(folder), mode) as made:
             rows += _measure(made, mode, options.jobs)
-    publish(options.out, "Submit to running code", " ".join(["python", *sys.argv]), rows)
+    publish(options.out, "Submit to running code", command_line(), rows)
     medians = [row["median_ms"] for row in rows if "child" in row["trip"]]
     return int(max(medians) > BAR_MS)
 

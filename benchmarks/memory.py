@@ -17,7 +17,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from stage import Service, checkpoint, publish, service
+from stage import Service, checkpoint, command_line, publish, service
 
 BAR = 0.10
 
@@ -31,7 +31,7 @@ def main() -> int:
     sums = [row["child_mib"] + row["worker_mib"] for row in rows]
     growth = max(sums) / min(sums) - 1
     title = "Peak memory of a conversion"
-    command = " ".join(["python", *sys.argv])
+    command = command_line()
     publish(options.out, title, command, rows, growth=round(growth, 4), bar=BAR)
     return int(growth > BAR)
 

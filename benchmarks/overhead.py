@@ -21,7 +21,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from stage import PYTHON, Service, checkpoint, publish, service
+from stage import PYTHON, Service, checkpoint, command_line, publish, service
 
 BAR = 1.15
 
@@ -36,7 +36,7 @@ def main() -> int:
     ratios = [row["ratio"] for row in rows]
     ratio = round(statistics.median(ratios), 4)
     title = "Overhead of the service"
-    publish(options.out, title, " ".join(["python", *sys.argv]), rows, median_ratio=ratio, bar=BAR)
+    publish(options.out, title, command_line(), rows, median_ratio=ratio, bar=BAR)
     return int(ratio > BAR)
 
 

@@ -5,12 +5,11 @@ python benchmarks/pissa_peft.py
 
 from __future__ import annotations
 
-import sys
 import tempfile
 
 import peft
 import torch
-from stage import publish
+from stage import command_line, publish
 from torch import nn
 
 from stiefel.lowrank import save_adapter, split_pissa
@@ -35,7 +34,7 @@ def main() -> None:
         "weight taken into the adapters (norms)": ", ".join(f"{norm:.3f}" for norm in moved),
         "largest difference of the outputs": f"{gap:.1e}",
     }
-    publish("pissa_peft", "PiSSA adapters loaded by peft", " ".join(["python", *sys.argv]), [row])
+    publish("pissa_peft", "PiSSA adapters loaded by peft", command_line(), [row])
 
 
 if __name__ == "__main__":

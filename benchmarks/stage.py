@@ -10,6 +10,7 @@ import contextlib
 import json
 import os
 import platform
+import shlex
 import signal
 import subprocess
 import sys
@@ -205,6 +206,11 @@ def environment() -> dict[str, Any]:
         "python": platform.python_version(),
         **{name: version(name) for name in packages},
     }
+
+
+def command_line() -> str:
+    """The command that runs, for the head of its result."""
+    return shlex.join(["python", *sys.argv])
 
 
 def publish(

@@ -24,7 +24,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from stage import RESULTS, publish
+from stage import RESULTS, command_line, publish
 from torch import Tensor
 
 from stiefel.linalg.truncated_svd import Svd, singular_values, thin_svd, truncated_svd
@@ -48,7 +48,7 @@ SPECTRA: dict[str, Callable[[Tensor], Tensor]] = {
 def main() -> int:
     options = _options()
     torch.set_num_threads(options.threads)
-    command = " ".join(["python", *sys.argv])
+    command = command_line()
     rows, commands = _earlier(options.out) if options.append else ([], [])
     for shape in options.shapes:
         n, m = (int(side) for side in shape.split("x"))

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-from stage import Service, publish, service
+from stage import Service, command_line, publish, service
 from trainings import digits, earlier, uploaded
 
 PACE = {"lease_s": 3, "beat_s": 0.5, "poll_s": 0.5, "sweep_s": 0.5, "worker_threads": 1}
@@ -36,7 +36,7 @@ def main() -> int:
     ):
         rows.append(_compare(made, options))
     same = all(row["bit_equal"] for row in rows)
-    command = " ".join(["python", *sys.argv])
+    command = command_line()
     publish(options.out, "Training under kills", command, rows, all_bit_equal=same)
     return int(not same)
 

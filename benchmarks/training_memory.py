@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from stage import PYTHON, publish
+from stage import PYTHON, command_line, publish
 from trainings import earlier
 
 WIDE = {"family": "mlp", "hidden": [4096] * 3}
@@ -171,8 +171,7 @@ def main() -> int:
     ratios = [row["estimate/peak"] for row in rows]
     least, largest = min(ratios), max(ratios)
     title = "Expected and measured memory of trainings"
-    command_line = " ".join(["python", *sys.argv])
-    publish(options.out, title, command_line, rows, least=least, largest=largest)
+    publish(options.out, title, command_line(), rows, least=least, largest=largest)
     return int(least < 1.0 or largest > 2.0)
 
 

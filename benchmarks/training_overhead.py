@@ -28,11 +28,11 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from stage import PYTHON, Service, publish, service
-from trainings import arrays, earlier, uploaded
+from stage import PYTHON, Service, command_line, publish, service
+from trainings import arrays, bare_seconds, earlier, job_seconds, network, uploaded
 
 BARS = {"service/bare": 1.05, "streaming/silent": 1.02}
-NEVER = 1_000_000
+OFTEN, NEVER = 10, 1_000_000  # steps between points
 
 
 def main() -> int:
@@ -54,7 +54,7 @@ def main() -> int:
                 rows.append(_round(made, data, source, options, pair, rows))
     medians = {pair: _median(rows, pair) for pair in BARS}
     title = "Overhead of the service on a training"
-    command = " ".join(["python", *sys.argv])
+    command = command_line()
     publish(options.out, title, command, rows, medians=medians, bars=BARS)
     return int(any((medians[pair] or 0) > bar for pair, bar in BARS.items()))
 
@@ -73,11 +73,16 @@ def _round(
     earlier_rows: list[dict[str, Any]],
 ) -> dict[str, Any]:
     number = sum(row["pair"] == pair for row in earlier_rows)
+
+    def job(log_every: int) -> float:
+        spec = network(options.epochs, data, seed=number, log_every=log_every)
+        return job_seconds(made, spec)
+
     every = {
-        "service": lambda: _job(made, _spec(options, data, seed=number)),
+        "service": lambda: job(OFTEN),
         "bare": lambda: _script(source, "loop", options, number),
-        "streaming": lambda: _job(made, _spec(options, data, seed=number, log_every=1)),
-        "silent": lambda: _job(made, _spec(options, data, seed=number, log_every=NEVER)),
+        "streaming": lambda: job(1),
+        "silent": lambda: job(NEVER),
         "by hand": lambda: _script(source, "hand", options, number),
     }
     names = pair.split("/")
@@ -95,29 +100,6 @@ def _round(
         "ratio": round(first / second, 4),
         "by_hand_s": round(took["by hand"], 2) if "by hand" in took else "",
     }
-
-
-def _spec(
-    options: argparse.Namespace, data: dict[str, Any], *, seed: int, log_every: int = 10
-) -> dict[str, Any]:
-    return {
-        "method": "train.dense",
-        "network": {"family": "mlp", "hidden": [500, 500, 500]},
-        "data": data,
-        "epochs": options.epochs,
-        "batch_size": 128,
-        "log_every": log_every,
-        "device": "cpu",
-        "seed": seed,
-    }
-
-
-def _job(made: Service, spec: dict[str, Any]) -> float:
-    """Seconds from POST to succeeded."""
-    began = time.perf_counter()
-    done = made.wait(made.post("/v1/jobs", {"spec": spec})["id"])
-    assert done["status"] == "succeeded", done
-    return time.perf_counter() - began
 
 
 def _script(source: Path, how: str, options: argparse.Namespace, seed: int) -> float:
@@ -140,15 +122,7 @@ def _bare(source: Path, options: argparse.Namespace) -> None:
     if options.how == "hand":
         _by_hand(source, options)
         return
-    from stiefel.methods.local import run_local
-    from stiefel.specs import parse_spec
-
-    data = {"kind": "arrays", "train": "art_0", "input": "x", "label": "y"}
-    spec = parse_spec(_spec(options, data, seed=options.seed))
-    with tempfile.TemporaryDirectory() as folder:
-        began = time.perf_counter()
-        run_local(spec, source, Path(folder) / "out")
-        print(time.perf_counter() - began)
+    print(bare_seconds(source, network(options.epochs, {}, seed=options.seed, log_every=OFTEN)))
 
 
 def _by_hand(source: Path, options: argparse.Namespace) -> None:

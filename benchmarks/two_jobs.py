@@ -18,14 +18,13 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import psutil
-from stage import PYTHON, Service, publish, service
-from trainings import arrays, earlier, uploaded
+from stage import PYTHON, Service, command_line, publish, service
+from trainings import arrays, bare_seconds, earlier, job_seconds, network, uploaded
 
 BAR = 1.10
 
@@ -51,7 +50,7 @@ def main() -> int:
             rows.append(_round(made, data, source, options, number=len(rows)))
     ratio = round(statistics.median(row["together/alone"] for row in rows), 4)
     beyond = round(statistics.median(row["beyond"] for row in rows), 4)
-    command = " ".join(["python", *sys.argv])
+    command = command_line()
     title = "Two trainings on one worker"
     publish(options.out, title, command, rows, median_ratio=ratio, bar=BAR, median_beyond=beyond)
     return int(ratio > BAR)
@@ -61,11 +60,7 @@ def _round(
     made: Service, data: dict[str, Any], source: Path, options: argparse.Namespace, *, number: int
 ) -> dict[str, Any]:
     def job(seed: int) -> float:
-        began = time.perf_counter()
-        spec = _spec(options, data, seed=seed)
-        done = made.wait(made.post("/v1/jobs", {"spec": spec})["id"])
-        assert done["status"] == "succeeded", done
-        return time.perf_counter() - began
+        return job_seconds(made, network(options.epochs, data, seed=seed))
 
     def script(seed: int) -> float:
         command = [PYTHON, __file__, "--bare", str(source), "--seed", str(seed)]
@@ -102,31 +97,12 @@ def _cpu(made: Service) -> float:
     return sum(time.user + time.system for time in times)
 
 
-def _spec(options: argparse.Namespace, data: dict[str, Any], *, seed: int) -> dict[str, Any]:
-    return {
-        "method": "train.dense",
-        "network": {"family": "mlp", "hidden": [500, 500, 500]},
-        "data": data,
-        "epochs": options.epochs,
-        "device": "cpu",
-        "seed": seed,
-    }
-
-
 def _bare(source: Path, options: argparse.Namespace) -> None:
-    """The loop without a service, on one thread; the time of importing torch is not counted."""
+    """The loop without a service, on one thread."""
     import torch
 
-    from stiefel.methods.local import run_local
-    from stiefel.specs import parse_spec
-
     torch.set_num_threads(1)
-    data = {"kind": "arrays", "train": "art_0", "input": "x", "label": "y"}
-    spec = parse_spec(_spec(options, data, seed=options.seed))
-    with tempfile.TemporaryDirectory() as folder:
-        began = time.perf_counter()
-        run_local(spec, source, Path(folder) / "out")
-        print(time.perf_counter() - began)
+    print(bare_seconds(source, network(options.epochs, {}, seed=options.seed)))
 
 
 def _options() -> argparse.Namespace:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import NamedTuple, Self
 
 from starlette.concurrency import run_in_threadpool
@@ -20,30 +20,18 @@ _RETRY = "retry: 1000\n\n"
 _ALIVE = ": still here\n\n"
 
 
-async def stream_events(service: Service, job: Job, after: int) -> AsyncIterator[str]:
+def stream_events(service: Service, job: Job, after: int) -> AsyncIterator[str]:
     """Send what is there, then what comes, then end with the job."""
-    yield _RETRY
-    while True:
-        found: list[Event] = await run_in_threadpool(
-            queries.events,
-            service.db,
-            tenant=job.tenant,
-            job_id=job.id,
-            after_seq=after,
-            limit=_BATCH,
+
+    def read() -> list[str]:
+        nonlocal after
+        found: list[Event] = queries.events(
+            service.db, tenant=job.tenant, job_id=job.id, after_seq=after, limit=_BATCH
         )
-        for event in found:
-            after = event.seq
-            yield _frame(str(event.seq), event.type, event.data)
-        if len(found) == _BATCH:
-            continue
-        if job.state in TERMINAL and after >= job.last_seq:
-            return
-        while not await service.waiters.changed(job.id, job.version, KEEP_ALIVE_S):
-            if service.waiters.closed:
-                return  # the client asks again where it was, and another process answers
-            yield _ALIVE
-        job = await _again(service, job)
+        after = found[-1].seq if found else after
+        return [_frame(str(event.seq), event.type, event.data) for event in found]
+
+    return _follow(service, job, read)
 
 
 class PointCursor(NamedTuple):
@@ -63,39 +51,46 @@ class PointCursor(NamedTuple):
         return f"{self.at!r}:{self.step}:{self.name}"
 
 
-async def stream_points(
+def stream_points(
     service: Service, job: Job, after: PointCursor, *, name: str | None
 ) -> AsyncIterator[str]:
     """Send every point in the order of its report; one that is reported again comes again."""
-    yield _RETRY
-    while True:
-        over = job.state in TERMINAL  # seen before the points are read: none can be missed
-        found: list[Point] = await run_in_threadpool(
-            queries.metrics_since,
-            service.db,
-            tenant=job.tenant,
-            job_id=job.id,
-            name=name,
-            after=after,
-            limit=_BATCH,
+
+    def read() -> list[str]:
+        nonlocal after
+        found: list[Point] = queries.metrics_since(
+            service.db, tenant=job.tenant, job_id=job.id, name=name, after=after, limit=_BATCH
         )
+        frames = []
         for point in found:
             after = PointCursor(point.at or 0.0, point.step, point.name)
             data = {"name": point.name, "step": point.step, "value": point.value, "at": point.at}
-            yield _frame(str(after), "job.metric", data)
-        if len(found) == _BATCH:
+            frames.append(_frame(str(after), "job.metric", data))
+        return frames
+
+    return _follow(service, job, read)
+
+
+async def _follow(service: Service, job: Job, read: Callable[[], list[str]]) -> AsyncIterator[str]:
+    """Send what ``read`` finds, again after every change of the job, until the job is over.
+
+    ``read`` returns up to ``_BATCH`` frames that it has not returned before.
+    """
+    yield _RETRY
+    while True:
+        over = job.state in TERMINAL  # seen before the read: nothing can be missed
+        frames = await run_in_threadpool(read)
+        for frame in frames:
+            yield frame
+        if len(frames) == _BATCH:
             continue
         if over:
             return
         while not await service.waiters.changed(job.id, job.version, KEEP_ALIVE_S):
             if service.waiters.closed:
-                return
+                return  # the client asks again where it was, and another process answers
             yield _ALIVE
-        job = await _again(service, job)
-
-
-async def _again(service: Service, job: Job) -> Job:
-    return await run_in_threadpool(queries.get_job, service.db, tenant=job.tenant, job_id=job.id)
+        job = await run_in_threadpool(queries.get_job, service.db, tenant=job.tenant, job_id=job.id)
 
 
 def _frame(id: str, type: str, data: object) -> str:  # noqa: A002 - the words of the format

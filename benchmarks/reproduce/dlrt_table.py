@@ -20,7 +20,7 @@ from running import Cell, Figure, connected, parser, reproduce, upload
 # with both factors from the authors' ranks: as published (93.0, 97.0, 97.8) they leave one out.
 PAPER = {
     "mlp": {82.6: (98.10, 0.12), 86.5: (97.95, 0.14), 91.1: (97.44, 0.17), 92.4: (96.53, 0.18)},
-    "lenet5": {81.7: (98.21, 0.15), 93.2: (98.12, 0.21), 95.6: (97.45, 0.3)},
+    "lenet5": {81.7: (98.21, 0.15), 93.2: (98.12, 0.24), 95.6: (97.45, 0.31)},
 }
 NETWORKS: dict[str, dict[str, Any]] = {
     "mlp": {"family": "mlp", "hidden": [500, 500, 500, 500]},
@@ -47,8 +47,8 @@ def cells(options: argparse.Namespace, train: str, test: str) -> list[Cell]:
         "log_every": 50,
     }
     dlrt = common | {"method": "train.dlrt", "phase": 10}
-    if options.network == "mlp":
-        dlrt["initial_rank"] = 50
+    # LeNet5's ranks end so small that they need the longer time at rest.
+    dlrt |= {"initial_rank": 50} if options.network == "mlp" else {"freeze_from": 0.6}
     made = []
     for share, (accuracy, tolerance) in PAPER[options.network].items():
         if options.tolerances and tolerance not in options.tolerances:
