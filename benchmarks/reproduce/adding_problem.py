@@ -12,7 +12,6 @@ from rotations, gradients are clipped and U learns at the rate of the rest, whic
 from __future__ import annotations
 
 import argparse
-from dataclasses import replace
 from typing import Any
 
 from running import Cell, Figure, both_variants, connected, parser, reproduce
@@ -59,36 +58,20 @@ def main() -> None:
     arguments.add_argument("--length", type=int, default=200)
     arguments.add_argument("--hidden", type=int, default=64)
     arguments.add_argument("--batch", type=int, default=50)
-    arguments.add_argument("--epochs", type=int, default=10, help="of 1000 batches")
+    arguments.add_argument("--epochs", type=int, default=24, help="of 1000 batches")
     arguments.add_argument("--learning-rate", type=float, default=3e-3)
-    arguments.add_argument("--warmup", type=int, default=0, help="batches of rising rate")
+    arguments.add_argument("--warmup", type=int, default=200, help="batches of rising rate")
     arguments.add_argument("--divider", type=float, default=1.0)
-    arguments.add_argument(
-        "--start",
-        nargs="+",
-        metavar="CELL=ARTIFACT",
-        default=[],
-        help="run these cells only, from the weights that an earlier run delivered",
-    )
     arguments.add_argument("--tanh-rate", type=float, default=1e-3, help="of the free tanh RNN")
     options = arguments.parse_args()
     figure = Figure("test_loss", 1.0, more=("steps",))
-    chosen, name = cells(options), f"adding_problem_{options.length}"
-    if options.start:
-        weights = dict(pair.split("=") for pair in options.start)
-        chosen = [
-            replace(cell, spec=cell.spec | {"weights": weights[cell.custom_id]})
-            for cell in chosen
-            if cell.custom_id in weights
-        ]
-        name += "_continued"
     with connected(options) as client:
         title = f"Adding problem, length {options.length}, hidden {options.hidden}"
         reproduce(
             client,
-            name,
+            f"adding_problem_{options.length}",
             title,
-            chosen,
+            cells(options),
             figure,
             seeds=options.seeds,
             notes="Mean squared error on the test set; 0.167 is chance.",
