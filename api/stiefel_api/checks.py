@@ -41,7 +41,7 @@ class Checked:
     plan: Plan
     queue: str
     training: TrainingPlan | None = None
-    misfit: Mapping[str, str] | None = None  # why no worker can take it
+    doubts: tuple[str, ...] = ()  # why no worker takes it now
 
     @property
     def peak_memory_bytes(self) -> int:
@@ -61,7 +61,7 @@ class Checked:
             queue=self.queue,
             tensors_selected=planned.pop("selected"),
             tensors_skipped=planned.pop("skipped"),
-            warnings=[self.misfit["detail"]] if self.misfit else [],
+            warnings=list(self.doubts),
             training=TrainingPlanView.model_validate(training) if training else None,
             **planned,
         )
@@ -124,13 +124,19 @@ def check(
     except StiefelError as error:
         raise of_input(error, pointer="/spec") from error
     checked = Checked(spec, planned, device or _queue(service, spec), training)
+    if not list_workers(service.db, queue=checked.queue):
+        return replace(checked, doubts=(_unserved(checked.queue),))
     share = largest_share(service.db, checked.queue)
     if share is None or checked.peak_memory_bytes <= share:
         return checked
     misfit = too_large(checked.peak_memory_bytes, share)
     if admit:
         raise Problem(422, misfit["code"], misfit["detail"], fix=misfit["fix"])
-    return replace(checked, misfit=misfit)
+    return replace(checked, doubts=(misfit["detail"],))
+
+
+def _unserved(queue: str) -> str:
+    return f"no worker serves the queue {queue} at present: the job would wait for one"
 
 
 def _find_inputs(service: Service, tenant: str, spec: MethodSpec) -> dict[str, Artifact]:
@@ -203,5 +209,4 @@ def _queue(service: Service, spec: MethodSpec) -> str:
     device = getattr(spec, "device", "cpu")
     if device != "auto":
         return str(device)
-    workers = list_workers(service.db)
-    return "cuda" if any("cuda" in worker.queues for worker in workers) else "cpu"
+    return "cuda" if list_workers(service.db, queue="cuda") else "cpu"

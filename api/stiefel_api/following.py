@@ -9,11 +9,12 @@ from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response
 
 from stiefel_api.service import Service
-from stiefel_api.views.jobs import JobView
+from stiefel_api.views.jobs import JobView, QueueView
 from stiefel_jobs.batch_records import Batch
 from stiefel_jobs.records import Job
 from stiefel_jobs.states import TERMINAL, State
 from stiefel_jobs.store import queries
+from stiefel_jobs.store.workers import list_workers
 
 LOOK_AGAIN_S = 1
 
@@ -37,7 +38,7 @@ def job_response(
         given["Retry-After"] = str(LOOK_AGAIN_S)
     if is_seen(etag(job), seen):
         return Response(status_code=304, headers=given)
-    view = JobView.of(job, position=_position(service, job))
+    view = JobView.of(job, queue=_queue(service, job))
     return Response(view.model_dump_json(), status, headers=given, media_type="application/json")
 
 
@@ -78,7 +79,11 @@ def is_seen(tag: str, seen: str | None) -> bool:
     return seen is not None and tag in [each.strip().removeprefix("W/") for each in seen.split(",")]
 
 
-def _position(service: Service, job: Job) -> int | None:
+def _queue(service: Service, job: Job) -> QueueView | None:
     if job.state is not State.QUEUED:
         return None
-    return queries.position(service.db, tenant=job.tenant, job_id=job.id)
+    return QueueView(
+        name=job.queue,
+        position=queries.position(service.db, tenant=job.tenant, job_id=job.id),
+        workers=len(list_workers(service.db, queue=job.queue)),
+    )

@@ -135,6 +135,9 @@ def _put(part: Part, spec: dict[str, Any], path: str, value: Any) -> None:
     else:
         detail = f"the path {path} leads through a plain value of the spec"
         fix = "Name a field of an object, such as optimizer.learning_rate."
+        if isinstance(inner, list):
+            detail = f"the path {path} names no element of a list of {len(inner)}"
+            fix = "Count elements from 0, or give the whole list as a value."
         raise _refusal(detail, _axis_pointer(part, path), fix=fix)
 
 

@@ -237,9 +237,12 @@ def test_a_job_that_fits_no_worker_is_refused_with_the_figure(embedded: House) -
     with embedded.client() as client:
         body = training(data=data(client), network={"family": "mlp", "hidden": [20_000] * 3})
         body |= {"device": "cpu"}
-        needed = dry(client, body)["peak_memory_bytes"]
+        plan = dry(client, body)
+        needed = plan["peak_memory_bytes"]
+        assert "no worker serves the queue cpu" in plan["warnings"][0]
         accepted = client.post("/v1/jobs", json=body)  # nobody is known: it waits for a worker
         assert accepted.status_code == 202
+        assert accepted.json()["queue"]["workers"] == 0
         reported("small", 2**30)
         reported("elsewhere", 2**40, "cuda")
         document = problem(client.post("/v1/jobs", json=body), 422, "too_large")
@@ -249,6 +252,7 @@ def test_a_job_that_fits_no_worker_is_refused_with_the_figure(embedded: House) -
         plan = dry(client, body)
         assert "1.0 GiB" in plan["warnings"][0]
         reported("large", needed)
-        assert client.post("/v1/jobs", json=body).status_code == 202
+        accepted = client.post("/v1/jobs", json=body)
+        assert (accepted.status_code, accepted.json()["queue"]["workers"]) == (202, 2)
         for name in ("small", "elsewhere", "large"):
             forget_worker(embedded.db, worker=name)

@@ -87,6 +87,7 @@ def test_a_finished_job_keeps_its_checkpoints_and_delivers_its_best_weights(
     last = load_file(out / "model.safetensors")
     assert best.keys() == last.keys()
     assert not np.array_equal(best["head.weight"], last["head.weight"])
+    assert local.jobs.checkpoints(job.id)["data"][-1]["step"] == totals["steps"]
     paths = {path.name: path for path in local.jobs.download_checkpoint(job.id, tmp_path / "kept")}
     kept = load_file(paths[f"step-{int(totals['best_step']):09d}.weights.safetensors"])
     assert all(np.array_equal(best[name], kept[name]) for name in kept)

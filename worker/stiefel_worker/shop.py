@@ -19,8 +19,10 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 import stiefel
 from stiefel_jobs.blobs import Blobs
 from stiefel_jobs.database import Database
+from stiefel_jobs.records import Claim
 from stiefel_jobs.settings import GIB, Settings
 from stiefel_jobs.store.workers import MEMORY, MEMORY_FIELDS
+from stiefel_worker.order import Order
 
 MEMORY_SHARE = 0.9  # of the machine; the rest is for the worker itself and its neighbours
 
@@ -102,6 +104,21 @@ class Shop:
     def data_limit(self, queue: str) -> int | None:
         """Private bytes a job may map. A CUDA driver maps far more than it uses: no limit there."""
         return self.memory_bytes + 2 * GIB if queue == "cpu" else None
+
+    def order(self, claim: Claim, scratch: Path) -> Order:
+        """What the child of one attempt is told."""
+        return Order(
+            job_id=claim.job_id,
+            attempt=claim.attempt,
+            spec=claim.spec,
+            scratch=str(scratch),
+            inputs={name: artifact.sha256 for name, artifact in claim.inputs.items()},
+            threads=self.threads,
+            data_limit=self.data_limit(claim.queue),
+            memory_bytes=self.share_bytes(claim.queue),
+            device=claim.queue,
+            code=self.code,
+        )
 
 
 def _memory_of_this_machine() -> int:

@@ -25,7 +25,6 @@ from stiefel_worker.children import Child
 from stiefel_worker.endings import Failure
 from stiefel_worker.journal import Journal
 from stiefel_worker.lease import Lease
-from stiefel_worker.order import Order
 from stiefel_worker.scratch import Scratch, UnsafePathError
 from stiefel_worker.shop import Shop
 from stiefel_worker.staging import restore_state, stage_inputs
@@ -95,7 +94,9 @@ class Supervisor:
         try:
             self._await(self._courier.submit(self._stage))
             # A fork server that has to be started again takes seconds: that must not cost a lease.
-            self._starting = self._courier.submit(Child, self._order())
+            self._starting = self._courier.submit(
+                Child, self._shop.order(self._claim, self._scratch.root)
+            )
             self._child = self._await(self._starting)
         except _Released:
             return self._release()
@@ -124,7 +125,8 @@ class Supervisor:
                 message = self._child.receive(0)
         self._heed()
         self._journal.flush(self._lease.record)
-        self._checkpoints.advance(at_once=self._goal is not None)
+        ending = self._goal is not None or self._last is not None
+        self._checkpoints.advance(at_once=ending)
         self._watch()
 
     def _await(self, future: Future[T]) -> T:
@@ -240,7 +242,8 @@ class Supervisor:
             return self._commit(last)
         if last is not None and last["type"] == "failed":
             if last["code"] == endings.TOO_LARGE:
-                return f"too large here, {self._lease.outgrow(self._expected, self._share)}"
+                share = self._shop.share_bytes(self._claim.queue)
+                return f"too large here, {self._lease.outgrow(self._expected, share)}"
             self._settle()  # the last good checkpoint is what the caller has left
             return self.fail(endings.reported(last))
         if self._goal is not None:
@@ -265,6 +268,10 @@ class Supervisor:
         return f"released, {self._lease.release(goal, reason)}"
 
     def _commit(self, last: dict[str, Any]) -> str:
+        spec = SPECS.get(self._claim.method)
+        keep = spec is not None and spec.keeps_checkpoints
+        if keep:
+            self._settle()  # the last checkpoint can be downloaded like those before
         state = self._lease.begin_finalizing()
         if state is not State.FINALIZING:
             self._goal = State.CANCELLED if state is State.CANCELLING else State.PAUSED
@@ -275,30 +282,9 @@ class Supervisor:
         except (KeyError, TypeError, UnsafePathError, FileNotFoundError) as error:
             log.warning("job %s: bad delivery: %r", self._claim.job_id, error)
             return self.fail(endings.nonsense())
-        spec = SPECS.get(self._claim.method)
-        keep = spec is not None and spec.keeps_checkpoints
         self._lease.finish(artifacts, {"metrics": last["metrics"]}, keep=keep)
         return "succeeded"
 
     def fail(self, failure: Failure) -> str:
         """End the attempt as failed."""
         return f"attempt failed ({failure.reason}), job {self._lease.fail(failure)}"
-
-    @property
-    def _share(self) -> int:
-        return self._shop.share_bytes(self._claim.queue)
-
-    def _order(self) -> Order:
-        claim = self._claim
-        return Order(
-            job_id=claim.job_id,
-            attempt=claim.attempt,
-            spec=claim.spec,
-            scratch=str(self._scratch.root),
-            inputs={name: artifact.sha256 for name, artifact in claim.inputs.items()},
-            threads=self._shop.threads,
-            data_limit=self._shop.data_limit(claim.queue),
-            memory_bytes=self._share,
-            device=claim.queue,
-            code=self._shop.code,
-        )

@@ -129,6 +129,9 @@ class QueueView(View):
 
     name: str = Field(description="Which workers it waits for.", examples=["cpu"])
     position: int | None = Field(description="Jobs before it.", examples=[0])
+    workers: int | None = Field(
+        default=None, description="Workers that serve the queue now; 0: nobody.", examples=[1]
+    )
 
 
 class FileView(View):
@@ -204,8 +207,8 @@ class JobView(View):
     )
 
     @classmethod
-    def of(cls, job: Job, *, position: int | None = None) -> Self:
-        """Show a record of the store."""
+    def of(cls, job: Job, *, queue: QueueView | None = None) -> Self:
+        """Show a record of the store; ``queue`` tells how a queued job stands in it."""
         return cls(
             id=job.id,
             status=job.state,
@@ -216,7 +219,7 @@ class JobView(View):
             batch=job.batch_id,
             custom_id=job.custom_id,
             priority=_priority(job.priority),
-            queue=QueueView(name=job.queue, position=position),
+            queue=queue or QueueView(name=job.queue, position=None),
             attempt=job.attempt,
             max_attempts=job.max_attempts,
             progress=progress_of(job),

@@ -45,12 +45,15 @@ def report_worker(
         )
 
 
-def list_workers(db: Database, *, seen_within_s: float = 60.0) -> list[Worker]:
-    """Return the workers heard of lately."""
+def list_workers(
+    db: Database, *, queue: str | None = None, seen_within_s: float = 60.0
+) -> list[Worker]:
+    """Return the workers heard of lately: all, or those that serve ``queue``."""
     columns = [workers.c[name] for name in Worker.__dataclass_fields__]
     query = select(*columns).where(workers.c.seen_at >= db.now - seen_within_s)
     with db.read() as connection:
-        return [Worker(*row) for row in connection.execute(query.order_by(workers.c.id))]
+        found = [Worker(*row) for row in connection.execute(query.order_by(workers.c.id))]
+    return [worker for worker in found if queue is None or queue in worker.queues]
 
 
 def largest_share(db: Database, queue: str) -> int | None:
@@ -59,7 +62,7 @@ def largest_share(db: Database, queue: str) -> int | None:
     None where no worker of the queue is known, or one does not say.
     """
     field = MEMORY_FIELDS.get(queue, MEMORY)
-    shares = [worker.devices.get(field) for worker in list_workers(db) if queue in worker.queues]
+    shares = [worker.devices.get(field) for worker in list_workers(db, queue=queue)]
     known = [share for share in shares if isinstance(share, int)]
     return max(known) if known and len(known) == len(shares) else None
 
