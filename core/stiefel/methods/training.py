@@ -147,7 +147,7 @@ def _certified(file: str, written: Written, tensor: Tensor) -> dict[str, Any]:
 
 def _metrics(trained: Trained) -> dict[str, float | int | str]:
     loop, evaluation = trained.loop, trained.evaluation
-    after = sum(tensor.numel() for tensor in trained.smallest().values())
+    after = trained.stored_parameters
     metrics: dict[str, float | int | str] = {
         "test_loss": evaluation.loss,
         "steps": loop.position.step,
@@ -206,7 +206,9 @@ def model_card(spec: TrainingSpec, trained: Trained, metrics: Mapping[str, Any])
         "## Spec",
         "",
         "```json",
-        json.dumps(spec.model_dump(mode="json", exclude_defaults=True), indent=1),
+        json.dumps(
+            {"method": spec.method} | spec.model_dump(mode="json", exclude_defaults=True), indent=1
+        ),
         "```",
         "",
     ]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
 import inspect
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -19,6 +21,19 @@ AUTO_CLASSES = {
     "sequence_classification": "AutoModelForSequenceClassification",
     "causal_language_model": "AutoModelForCausalLM",
 }
+#: Keys that config files on the Hub carry though the library's own configs no longer list them:
+#: it translates some (``rope_theta``, ``torch_dtype``) and passes over the others.
+CARRIED = frozenset(
+    {
+        *("architectures", "dtype", "torch_dtype", "transformers_version", "_name_or_path"),
+        *("rope_theta", "rope_scaling", "partial_rotary_factor", "max_window_layers"),
+        *("gradient_checkpointing", "n_ctx", "task_specific_params", "position_embedding_type"),
+        *("torchscript", "pruned_heads", "tie_weights_", "tie_word_embeddings", "use_cache"),
+        *("finetuning_task", "use_bfloat16", "bos_token_id", "eos_token_id", "pad_token_id"),
+        *("sep_token_id", "cls_token_id", "decoder_start_token_id", "is_decoder", "output_past"),
+        *("use_mrope", "path_norm"),
+    }
+)
 
 
 class HuggingFaceNetwork(Adapter):
@@ -48,18 +63,18 @@ def transformers_network(spec: Transformers, signature: Signature) -> nn.Module:
 
     Raises:
         InvalidInputError: unknown ``model_type``, a task it does not offer, a config key it does
-            not accept, or data of another kind.
+            not accept, sizes that do not go together, or data of another kind; or a library
+            that the architecture needs is not there.
     """
     import transformers  # slow to import: only for jobs that ask for it
 
     check_task(spec.task, signature)
     config = _config(transformers, spec, signature)
-    try:
-        inner = getattr(transformers, AUTO_CLASSES[spec.task]).from_config(config)
-    except ValueError as error:
-        raise _misfit(
-            f"{spec.config['model_type']} offers no {spec.task.replace('_', ' ')}", "task"
-        ) from error
+    offered = getattr(transformers, AUTO_CLASSES[spec.task])
+    model_type = spec.config["model_type"]
+    if type(config) not in offered._model_mapping:
+        raise _misfit(f"{model_type} offers no {spec.task.replace('_', ' ')}", "task")
+    inner = _built(model_type, lambda: offered.from_config(config))
     padded = spec.task == "sequence_classification"
     return HuggingFaceNetwork(inner.to(torch.float32), padded=padded)
 
@@ -69,15 +84,43 @@ def _config(transformers: Any, spec: Transformers, signature: Signature) -> Any:
     model_type = spec.config["model_type"]
     if model_type not in transformers.CONFIG_MAPPING:
         raise _misfit(f'unknown model_type "{model_type}"', "config/model_type")
-    known = transformers.CONFIG_MAPPING[model_type]().to_dict()
-    unknown = sorted(set(settings) - set(known) - {"architectures", "dtype", "torch_dtype"})
+    kind = transformers.CONFIG_MAPPING[model_type]
+    known = {*kind().to_dict(), *kind.attribute_map, *CARRIED}
+    unknown = sorted(settings.keys() - known)
     if unknown:
-        raise _misfit(f'{model_type} has no config key "{unknown[0]}"', f"config/{unknown[0]}")
+        near = difflib.get_close_matches(unknown[0], known, 1)
+        meant = f'; is "{near[0]}" meant?' if near else ""
+        detail = f'{model_type} has no config key "{unknown[0]}"{meant}'
+        raise _misfit(detail, f"config/{unknown[0]}")
     settings |= _sizes(spec, signature)
+    if len(settings.get("id2label") or ()) != settings.get("num_labels"):
+        # Names of another number of classes are those of the data the config came from.
+        settings = {k: v for k, v in settings.items() if k not in {"id2label", "label2id"}}
+    return _built(model_type, lambda: transformers.AutoConfig.for_model(model_type, **settings))
+
+
+def _built(model_type: str, build: Callable[[], Any]) -> Any:
+    """What ``build`` returns; whatever the library has against the config is the caller's to mend.
+
+    It checks little: a config that makes no sense fails wherever it is first used, by any type of
+    exception.
+    """
     try:
-        return transformers.AutoConfig.for_model(model_type, **settings)
-    except (TypeError, ValueError) as error:
-        raise _misfit(f"{model_type} refuses this config: {error}", "config") from error
+        return build()
+    except (MemoryError, torch.OutOfMemoryError):
+        raise
+    except ImportError as error:
+        needed = " ".join(str(error).split())[:300]
+        raise InvalidInputError(
+            f"this worker lacks what {model_type} needs: {needed}",
+            code="network_not_available",
+            fix="choose another model_type, or install the library where the worker runs",
+            field="/network/config/model_type",
+        ) from error
+    except Exception as error:
+        words = " ".join(str(error).split())[:300]
+        detail = f"{model_type} refuses this config: {type(error).__name__}: {words}"
+        raise _misfit(detail, "config") from error
 
 
 def _sizes(spec: Transformers, signature: Signature) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from math import prod
 from torch import nn
 
 from stiefel.models.signature import Signature
+from stiefel.specs.fitting import check_numbers
 from stiefel.specs.networks import Perceptron
 
 ACTIVATIONS = {"relu": nn.ReLU, "tanh": nn.Tanh, "gelu": nn.GELU}
@@ -15,7 +16,12 @@ NORMALISATIONS = {"batch": nn.BatchNorm1d, "layer": nn.LayerNorm}
 
 
 def perceptron(spec: Perceptron, signature: Signature) -> nn.Sequential:
-    """Layers named ``hidden.0 ... head``; inputs of any shape are flattened."""
+    """Layers named ``hidden.0 ... head``; inputs of any shape are flattened.
+
+    Raises:
+        InvalidInputError: the data are tokens, or have an answer at every step.
+    """
+    check_numbers(signature)
     widths = [prod(signature.shape), *spec.hidden]
     layers = [_layer(spec, n_in, n_out) for n_in, n_out in pairwise(widths)]
     network = nn.Sequential()

@@ -11,7 +11,13 @@ from itertools import pairwise
 from math import prod
 from typing import Any, NamedTuple
 
-from stiefel.specs.fitting import check_channels, check_images, check_patches, check_sequences
+from stiefel.specs.fitting import (
+    check_channels,
+    check_images,
+    check_numbers,
+    check_patches,
+    check_sequences,
+)
 from stiefel.specs.layers import Layer, Shape
 from stiefel.specs.networks import (
     VGG16,
@@ -88,6 +94,7 @@ def _norm(name: str, kind: str, width: int, *, kept: int) -> Layer:
 
 
 def _perceptron(spec: Perceptron, signature: Signature) -> Iterator[Layer]:
+    check_numbers(signature)
     kinds = {"batch": "BatchNorm1d", "layer": "LayerNorm"}
     widths = [prod(signature.shape), *spec.hidden]
     for index, (n_in, n_out) in enumerate(pairwise(widths)):

@@ -7,6 +7,7 @@ from itertools import pairwise
 from stiefel.errors import InvalidInputError
 from stiefel.specs.networks import OrthogonalCNN
 from stiefel.specs.signature import Signature
+from stiefel.specs.training import TrainingSpec
 
 
 def check_images(signature: Signature, *, least: int) -> None:
@@ -30,6 +31,48 @@ def check_patches(patch: int, signature: Signature) -> None:
             code="network_does_not_fit",
             fix="choose a patch size that divides height and width",
             field="/network/patch",
+        )
+
+
+def check_numbers(signature: Signature) -> None:
+    """Refuse data that are no numbers with one answer for each example."""
+    if signature.kind == "tokens" or signature.per_step:
+        what = "tokens" if signature.kind == "tokens" else "sequences with an answer at every step"
+        raise InvalidInputError(
+            f"an mlp needs numbers with one answer for each example; these data are {what}",
+            code="network_does_not_fit",
+            fix="choose family rnn for sequences, transformers for text, or other data",
+            field="/network/family",
+        )
+
+
+def check_batch(spec: TrainingSpec, examples: int | None) -> None:
+    """Refuse a batch that leaves a device without an example, or batch normalisation with one.
+
+    Args:
+        spec: how batches are cut.
+        examples: for training; a batch holds no more. None where it is not known.
+    """
+    batch = spec.batch_size if examples is None else min(spec.batch_size, examples)
+    share = batch // spec.devices
+    least = share // max(1, min(spec.accumulate, share))
+    few = batch < spec.batch_size
+    held = f"the training data hold {batch} examples" if few else f"batch_size is {batch}"
+    rows = "give more examples" if few else "raise batch_size"
+    if not share:
+        raise InvalidInputError(
+            f"{held}, fewer than {spec.devices} devices",
+            code="batch_too_small",
+            fix=f"{rows}, or lower devices",
+            field="/devices",
+        )
+    if getattr(spec.network, "normalisation", None) == "batch" and least < 2:
+        raise InvalidInputError(
+            f"{held}: over {spec.devices} device(s) in {spec.accumulate} slice(s) that leaves one "
+            "example at a time, from which batch normalisation learns nothing",
+            code="batch_too_small",
+            fix=f'{rows}, lower accumulate or devices, or set normalisation to "layer"',
+            field="/batch_size",
         )
 
 

@@ -13,7 +13,7 @@ CONVERT = (
 SIGNATURES: tuple[tuple[str, str, tuple[bytes, ...], str], ...] = (
     (
         "torch_zip_file",
-        "a PyTorch zip archive (.pt, .bin)",
+        "a zip archive (.npz, or PyTorch's .pt, .bin)",
         (b"PK\x03\x04", b"PK\x05\x06"),
         CONVERT,
     ),

@@ -41,9 +41,16 @@ class Optimizer(BaseModel):
         description="galore: AdamW with its moments in a subspace; for train.dense",
     )
     learning_rate: Annotated[float, Field(gt=0.0, le=100.0)] = 1e-3
-    momentum: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.9
+    momentum: Annotated[float, Field(ge=0.0, lt=1.0)] = Field(default=0.9, description="Of sgd")
     weight_decay: Annotated[float, Field(ge=0.0, le=10.0)] = 0.0
     subspace: Subspace = Field(default=Subspace(), description="Of galore")
+
+    @model_validator(mode="after")
+    def _nothing_in_vain(self) -> Optimizer:
+        for name, owner in (("momentum", "sgd"), ("subspace", "galore")):
+            if self.name != owner and getattr(self, name) != type(self).model_fields[name].default:
+                raise ValueError(f"{name} is a setting of {owner}; {self.name} has none")
+        return self
 
 
 class Schedule(BaseModel):

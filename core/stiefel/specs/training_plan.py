@@ -14,8 +14,9 @@ from typing import Any
 
 from stiefel.errors import InvalidInputError
 from stiefel.specs.data_facts import DataFacts, Source, look_at_data
+from stiefel.specs.dtypes import CONVERTIBLE
 from stiefel.specs.families import layer_table
-from stiefel.specs.fitting import check_images, check_task
+from stiefel.specs.fitting import check_batch, check_images, check_task
 from stiefel.specs.header import read_table
 from stiefel.specs.layers import Layer
 from stiefel.specs.networks import Timm, Transformers, VisionTransformer
@@ -27,6 +28,8 @@ from stiefel.specs.training_memory import estimate_memory
 #: Stands in for data of unknown shape where only names are asked for; every family accepts it.
 _STAND_INS = {"rnn": Signature("sequence", (8, 1), 2)}
 _IMAGE = Signature("image", (3, 32, 32), 2)
+#: Names of tensors that count and are whole numbers.
+COUNTERS = ("num_batches_tracked",)
 
 
 @dataclass(frozen=True)
@@ -80,6 +83,7 @@ def plan_training(spec: TrainingSpec, files: Mapping[str, Source]) -> TrainingPl
     """
     data = {role: source for role, source in files.items() if role != "weights"}
     facts = look_at_data(spec.data, data)
+    check_batch(spec, facts.examples)
     known = facts.signature is not None
     table = _table(spec, facts)
     layers = None if table is None else select_layers(spec, table, sized=known)
@@ -138,15 +142,21 @@ def check_weights(source: Source, table: Sequence[Layer]) -> None:
         InvalidInputError: ``weights_do_not_fit``, naming the first tensor that is missing, of
             another shape, or unknown; or what makes the file no safetensors.
     """
-    given = {name: info.shape for name, info in read_table(*source).tensors.items()}
+    try:
+        given = read_table(*source).tensors
+    except InvalidInputError as error:
+        raise foreign_weights(error.detail) from error
     own: dict[str, tuple[int, ...]] = {}
     for layer in table:
         own |= layer.stored()
     for name, shape in own.items():
         if name not in given:
             raise foreign_weights(f"it has no tensor {name}", name)
-        if tuple(given[name]) != shape:
-            detail = f"tensor {name} has shape {list(given[name])}, not {list(shape)}"
+        if tuple(given[name].shape) != shape:
+            detail = f"tensor {name} has shape {list(given[name].shape)}, not {list(shape)}"
+            raise foreign_weights(detail, name)
+        if given[name].dtype not in CONVERTIBLE and not name.endswith(COUNTERS):
+            detail = f"tensor {name} has dtype {given[name].dtype}, which is no floating point"
             raise foreign_weights(detail, name)
     if unknown := sorted(given.keys() - own.keys()):
         raise foreign_weights(f"the network has no tensor {unknown[0]}", unknown[0])

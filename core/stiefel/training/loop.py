@@ -263,7 +263,7 @@ def _not_finite(what: str, step: int, tensor: str | None = None) -> InvalidInput
         f"{what} at step {step}",
         code="loss_not_finite",
         fix="lower optimizer.learning_rate, set clip_norm, or check the scale of the data; "
-        "the last checkpoint is kept",
+        "checkpoints made before are kept",
         tensor=tensor,
         field="/optimizer/learning_rate",
     )

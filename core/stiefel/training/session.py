@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -55,15 +56,20 @@ class Trained:
     exports: dict[str, dict[str, Tensor]]
     layers: list[dict[str, Any]]
     parameters_before: int
+    uncounted: frozenset[str]  # tensors of the exports that are no parameter, or one again
 
     def best(self) -> dict[str, Tensor]:
         """The dense weights of the best evaluation; the network is that one from now on."""
         self.loop.return_to_best()
         return self.constraint.exports(architecture(self.network))["model.safetensors"]
 
-    def smallest(self) -> dict[str, Tensor]:
-        """The export that stores the fewest numbers."""
-        return min(self.exports.values(), key=lambda t: sum(x.numel() for x in t.values()))
+    @property
+    def stored_parameters(self) -> int:
+        """Parameters in the export that stores the fewest, counted as ``parameters_before``."""
+        return min(
+            sum(tensor.numel() for name, tensor in export.items() if name not in self.uncounted)
+            for export in self.exports.values()
+        )
 
 
 def train(spec: S, run: Run, constraint: Constraint[S]) -> Trained:
@@ -86,6 +92,7 @@ def train(spec: S, run: Run, constraint: Constraint[S]) -> Trained:
         if spec.weights:
             load_weights(own, run.input / "weights")
         parameters = sum(p.numel() for p in network.parameters())
+        uncounted = frozenset([*dict(own.named_buffers()), *_tied(own)])
         network.to(device)
         rehearse(spec, run, network, dataset)
         steps = spec.epochs * dataset.batches_per_epoch(spec.batch_size)
@@ -95,7 +102,9 @@ def train(spec: S, run: Run, constraint: Constraint[S]) -> Trained:
         if spec.deliver == "best":
             evaluation = loop.return_to_best()
         exports, layers = constraint.exports(own), constraint.layers(own)
-        return Trained(network, evaluation, loop, constraint, exports, layers, parameters)
+        return Trained(
+            network, evaluation, loop, constraint, exports, layers, parameters, uncounted
+        )
 
 
 def choose_device(spec: TrainingSpec) -> torch.device:
@@ -115,22 +124,58 @@ def choose_device(spec: TrainingSpec) -> torch.device:
 def load_weights(network: nn.Module, path: Path) -> None:
     """Load uploaded weights strictly: every tensor of the network, no other, same shapes.
 
+    Of tensors that are tied one is enough, as ``save_pretrained`` writes them.
+
     Raises:
-        InvalidInputError: names the first tensor that is missing, unknown or of another shape.
+        InvalidInputError: names the first tensor that is missing, unknown, of another shape or
+            kind, not finite, or unlike the one that it is tied to.
     """
     try:
         given = load_file(path)
     except (SafetensorError, OSError) as error:
         raise foreign_weights("the file is not readable as safetensors") from error
-    own = {name: value.shape for name, value in network.state_dict().items()}
+    own = network.state_dict()
     if not own.keys() & given.keys():  # a checkpoint of a network behind an adapter
         given = {name.removeprefix("inner."): value for name, value in given.items()}
-    for name, shape in own.items():
+    _complete(given, _tied(network))
+    for name, value in own.items():
         if name not in given:
             raise foreign_weights(f"it has no tensor {name}", name)
-        if given[name].shape != shape:
-            detail = f"tensor {name} has shape {list(given[name].shape)}, not {list(shape)}"
-            raise foreign_weights(detail, name)
+        if (reason := _unfit(given[name], value)) is not None:
+            raise foreign_weights(f"tensor {name} {reason}", name)
     if unknown := sorted(given.keys() - own.keys()):
         raise foreign_weights(f"the network has no tensor {unknown[0]}", unknown[0])
     network.load_state_dict(given)
+
+
+def _tied(network: nn.Module) -> dict[str, str]:
+    """Every further name of a parameter that has several -> its first."""
+    first: dict[int, str] = {}
+    named = network.named_parameters(remove_duplicate=False)
+    return {name: first[id(p)] for name, p in named if first.setdefault(id(p), name) != name}
+
+
+def _complete(given: dict[str, Tensor], tied: Mapping[str, str]) -> None:
+    """Fill in what is missing of tied tensors; where both are given they must be equal."""
+    for name, first in tied.items():
+        if name in given and first in given and not torch.equal(given[name], given[first]):
+            detail = f"tensor {name} differs from {first}, to which this network ties it"
+            raise foreign_weights(detail, name)
+        for missing, other in ((name, first), (first, name)):
+            if missing not in given and other in given:
+                given[missing] = given[other]
+
+
+def _unfit(given: Tensor, own: Tensor) -> str | None:
+    """Why ``given`` cannot take the place of ``own``."""
+    if given.shape != own.shape:
+        return f"has shape {list(given.shape)}, not {list(own.shape)}"
+    if _kind(given) != _kind(own):
+        return f"has dtype {given.dtype}, the network's has {own.dtype}".replace("torch.", "")
+    if not bool(given.to(own.dtype).isfinite().all()):
+        return f"holds NaN, infinity or more than {own.dtype} can hold".replace("torch.", "")
+    return None
+
+
+def _kind(tensor: Tensor) -> tuple[bool, bool]:
+    return tensor.is_floating_point(), tensor.is_complex()

@@ -41,7 +41,7 @@ class World:
             raise InvalidInputError(
                 f"a batch of {len(batch.y)} cannot be shared by {self.size} devices",
                 code="batch_too_small",
-                fix="raise batch_size or lower devices",
+                fix="raise batch_size, give more examples if they are fewer, or lower devices",
                 field="/devices",
             )
         mine = slice(self.rank, None, self.size)

@@ -130,6 +130,8 @@ def test_lenet_has_the_sizes_of_the_paper() -> None:
             IMAGE,
             "/network/task",
         ),
+        ({"family": "mlp"}, TOKENS, "/network/family"),
+        ({"family": "mlp"}, Signature("sequence", (5, 3), 4, per_step=True), "/network/family"),
     ],
 )
 def test_a_network_that_does_not_fit_is_refused_by_field(

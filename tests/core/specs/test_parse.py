@@ -7,6 +7,11 @@ import pytest
 from stiefel.specs import SPECS, InvalidSpecError, MethodSpec, parse_spec
 
 UNITARY = {"method": "project.unitary", "input": "art_1"}
+DENSE = {
+    "method": "train.dense",
+    "network": {"family": "mlp"},
+    "data": {"kind": "adding_problem"},
+}
 LOW_RANK = {"method": "factorize.low_rank", "input": "art_1", "rule": {"by": "rank", "value": 4}}
 
 
@@ -46,6 +51,8 @@ def refused(data: Any) -> InvalidSpecError:
         ),
         ({**LOW_RANK, "rule": {"by": "rank", "value": 4, "x": 1}}, "invalid_spec", "/rule/x"),
         ({**LOW_RANK, "min_rank": 9, "max_rank": 3}, "invalid_spec", ""),
+        ({**DENSE, "optimizer": {"name": "adam", "momentum": 0.5}}, "invalid_spec", "/optimizer"),
+        ({**DENSE, "optimizer": {"subspace": {"rank": 3}}}, "invalid_spec", "/optimizer"),
         (
             {**LOW_RANK, "engine": "randomised", "rule": {"by": "energy", "value": 0.5}},
             "invalid_spec",

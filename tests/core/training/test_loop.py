@@ -190,6 +190,8 @@ def test_training_starts_from_uploaded_weights(tmp_path: Path) -> None:
         (lambda w: w.pop("head.bias"), "head.bias"),
         (lambda w: w.update({"head.weight": torch.zeros(3, 3)}), "head.weight"),
         (lambda w: w.update({"tail.weight": torch.zeros(3)}), "tail.weight"),
+        (lambda w: w.update({"head.weight": w["head.weight"].int()}), "head.weight"),
+        (lambda w: w["hidden.0.linear.bias"].fill_(math.nan), "hidden.0.linear.bias"),
     ],
 )
 def test_weights_of_another_network_are_refused_by_tensor(

@@ -161,3 +161,27 @@ def test_numbers_at_the_start_are_those_of_the_factors() -> None:
     assert plan.parameters_at_start == counts
     assert plan.parameters is not None
     assert plan.parameters_at_start < plan.parameters
+
+
+@pytest.mark.parametrize(
+    ("changes", "field"),
+    [
+        ({"batch_size": 1}, "/batch_size"),
+        ({"batch_size": 4, "accumulate": 4}, "/batch_size"),
+        ({"batch_size": 5, "accumulate": 2, "devices": 2}, "/batch_size"),
+        ({"batch_size": 64, "devices": 37}, "/devices"),
+    ],
+)
+def test_a_batch_too_small_for_its_slices_is_refused(changes: dict[str, Any], field: str) -> None:
+    network = {"family": "mlp", "hidden": [8], "normalisation": "batch"}
+    with pytest.raises(InvalidInputError) as caught:
+        planned(network, (9,), method="train.dense", **changes)
+    assert (caught.value.code, caught.value.field) == ("batch_too_small", field)
+    if field == "/batch_size":
+        planned(network | {"normalisation": "layer"}, (9,), method="train.dense", **changes)
+
+
+def test_a_perceptron_takes_no_answers_at_every_step() -> None:
+    with pytest.raises(InvalidInputError) as caught:
+        planned({"family": "mlp", "hidden": [8]}, None, method="train.dense")
+    assert (caught.value.code, caught.value.field) == ("network_does_not_fit", "/network/family")

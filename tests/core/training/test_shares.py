@@ -40,7 +40,25 @@ def test_oialr_tells_the_trained_share(tmp_path: Path) -> None:
     assert soon["trainable_share"] == pytest.approx((sum(r * r for r in ranks) + rest) / dense)
 
 
-def test_a_dense_run_saves_nothing(tmp_path: Path) -> None:
-    found = figures(tmp_path, "train.dense")
+@pytest.mark.parametrize("normalisation", ["none", "batch"])
+def test_a_dense_run_saves_nothing(normalisation: str, tmp_path: Path) -> None:
+    network = {"family": "mlp", "hidden": [16, 16], "normalisation": normalisation}
+    found = figures(tmp_path, "train.dense", network=network)
     assert found["parameters_before"] == found["parameters_after"]
     assert found["parameters_saved"] == 0.0
+
+
+def test_tied_weights_count_once(tmp_path: Path) -> None:
+    config = {"model_type": "gpt2", "n_embd": 16, "n_head": 2, "n_layer": 1, "n_positions": 8}
+    task = {"family": "transformers", "task": "causal_language_model", "config": config}
+    data = {"kind": "text", "train": "art_1", "context": 8}
+    counts = {}
+    for method in ("train.dense", "train.dlrt"):
+        source = tmp_path / method / "in"
+        source.mkdir(parents=True)
+        (source / "train").write_bytes(b"to be or not to be, that is the question " * 20)
+        spec = {"method": method, "network": task, "data": data, "batch_size": 4, "max_steps": 2}
+        run = FolderRun(source, tmp_path / method / "state")
+        counts[method] = dict(METHODS[method].run(parse_spec(spec), run).metrics)
+    assert counts["train.dense"]["parameters_saved"] == 0.0
+    assert 0.0 < counts["train.dlrt"]["parameters_saved"] < 1.0

@@ -1,0 +1,47 @@
+"""Weights to start from, of a network that ties two of its tensors."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from pydantic import TypeAdapter
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from stiefel.errors import InvalidInputError
+from stiefel.models import Signature, build_network
+from stiefel.models.adapter import architecture
+from stiefel.specs.networks import AnyNetwork
+from stiefel.training.session import load_weights
+
+NETWORK: TypeAdapter[Any] = TypeAdapter(AnyNetwork)
+CONFIG = {"model_type": "gpt2", "n_embd": 16, "n_head": 2, "n_layer": 1, "n_positions": 8}
+TOKENS = Signature("tokens", (8,), 256, per_step=True, vocabulary=256)
+
+
+def gpt2(seed: int) -> nn.Module:
+    spec = {"family": "transformers", "task": "causal_language_model", "config": CONFIG}
+    return architecture(build_network(NETWORK.validate_python(spec), TOKENS, seed=seed))
+
+
+def test_what_save_pretrained_writes_is_whole(tmp_path: Path) -> None:
+    given, network = gpt2(1), gpt2(2)
+    given.save_pretrained(tmp_path)  # type: ignore[operator]
+    assert "lm_head.weight" not in load_file(tmp_path / "model.safetensors")
+    load_weights(network, tmp_path / "model.safetensors")
+    for name, tensor in given.state_dict().items():
+        assert torch.equal(network.state_dict()[name], tensor)
+
+
+def test_tied_tensors_that_differ_are_refused(tmp_path: Path) -> None:
+    weights = {name: tensor.clone() for name, tensor in gpt2(1).state_dict().items()}
+    save_file(weights, tmp_path / "weights")
+    load_weights(gpt2(2), tmp_path / "weights")
+    weights["lm_head.weight"][0, 0] += 1
+    save_file(weights, tmp_path / "weights")
+    with pytest.raises(InvalidInputError, match=r"transformer\.wte\.weight") as caught:
+        load_weights(gpt2(2), tmp_path / "weights")
+    assert (caught.value.code, caught.value.tensor) == ("weights_do_not_fit", "lm_head.weight")
