@@ -9,9 +9,10 @@ from typing import NamedTuple
 import safetensors.torch
 from torch import Tensor, nn
 
+from stiefel.conv1d import as_linear, is_transposed_linear
 from stiefel.errors import InvalidInputError
 from stiefel.lowrank.attention import LowRankMultiheadAttention
-from stiefel.lowrank.convert import as_linear, is_transposed_linear, replace_module
+from stiefel.lowrank.convert import replace_module
 from stiefel.lowrank.convolution import LowRankConv2d
 from stiefel.lowrank.factored import FactoredConv2d, FactoredLinear, product_of
 from stiefel.lowrank.linear import LowRankLinear

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from stiefel.conv1d import as_linear, is_transposed_linear
 from stiefel.errors import InvalidInputError
 from stiefel.lowrank.attention import LowRankMultiheadAttention, dense_projections, why_not
 from stiefel.lowrank.convolution import LowRankConv2d, kernel_matrix
@@ -110,24 +111,6 @@ def replace_module(model: nn.Module, name: str, new: nn.Module) -> None:
             fix="wrap it: nn.Sequential(layer)",
         )
     setattr(model.get_submodule(parent), leaf, new)
-
-
-def is_transposed_linear(module: nn.Module) -> bool:
-    """Whether this is the ``Conv1D`` of Hugging Face models: a linear layer storing W^T."""
-    return type(module).__name__ == "Conv1D" and hasattr(module, "nf")
-
-
-def as_linear(module: nn.Module) -> nn.Linear:
-    """A linear layer of the same function, sharing the bias Parameter of a ``Conv1D``."""
-    if isinstance(module, nn.Linear):
-        return module
-    weight, bias = module.weight, module.bias
-    assert isinstance(weight, Tensor)
-    layer = nn.Linear(1, 1, device="meta")
-    layer.weight = nn.Parameter(weight.detach().T.contiguous())
-    layer.bias = bias  # type: ignore[assignment]
-    layer.out_features, layer.in_features = layer.weight.shape
-    return layer
 
 
 def _all_modules(model: nn.Module) -> list[tuple[str, nn.Module]]:

@@ -10,8 +10,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from stiefel.conv1d import is_transposed_linear
 from stiefel.errors import InvalidInputError
-from stiefel.lowrank.convert import is_transposed_linear
 from stiefel.models import FAMILIES
 from stiefel.models.adapter import Adapter, architecture
 from stiefel.models.signature import Signature

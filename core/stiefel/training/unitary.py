@@ -156,7 +156,9 @@ def unitary_exports(network: nn.Module) -> dict[str, dict[str, Tensor]]:
         if isinstance(module, OrthogonalLinear | FrameConv2d):
             del merged[f"{name}.frame"]
             gain = merged.pop(f"{name}.gain")
-            merged[f"{name}.weight"] = (module.weight * gain).contiguous()
+            weight = module.weight * gain
+            turned = isinstance(module, OrthogonalLinear) and module.replaces_transposed
+            merged[f"{name}.weight"] = (weight.mT if turned else weight).contiguous()
     if merged.keys() == trained.keys():
         return {"model.safetensors": trained}
     return {"model.safetensors": merged, "model.unitary.safetensors": trained}

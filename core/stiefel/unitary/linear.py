@@ -87,6 +87,7 @@ class OrthogonalLinear(nn.Module):
     """
 
     default_dtype = torch.float32
+    replaces_transposed = False  # whether the layer in whose place it stands stored W^T
 
     def __init__(
         self,

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from stiefel.conv1d import as_linear, is_transposed_linear
 from stiefel.errors import InvalidInputError
 from stiefel.linalg import polar_factor
 from stiefel.unitary.frame_convolution import FrameConv2d
@@ -53,7 +54,8 @@ def to_unitary(
     """Replace Linear, Conv2d and RNN layers of ``model`` in place.
 
     Args:
-        model: any module; its own root cannot be replaced.
+        model: any module, Hugging Face models with their ``Conv1D`` included; its own root cannot
+            be replaced.
         include: shell patterns of dotted module names, such as ``encoder.*.dense``.
         exclude: patterns of names to leave out again.
         keep_scale: multiply the output by the mean singular value of the old weight, the
@@ -69,7 +71,7 @@ def to_unitary(
 
     A frozen weight becomes a frozen frame.
     """
-    if type(model) in _BUILDERS:
+    if _builder(model) is not None:
         raise InvalidInputError(
             "the model is a single layer, which cannot be replaced inside itself",
             fix="wrap it: torch.nn.Sequential(layer)",
@@ -94,7 +96,9 @@ def to_unitary(
 
 
 def _swap(model: nn.Module, name: str, module: nn.Module, *, keep_scale: bool) -> Swapped:
-    layer, old = _BUILDERS[type(module)](module)
+    build = _builder(module)
+    assert build is not None
+    layer, old = build(module)
     frozen = not any(p.requires_grad for p in module.parameters(recurse=False) if p.ndim > 1)
     frame = old if old.shape[0] >= old.shape[1] else old.mT
     factor = polar_factor(frame.detach()).factor
@@ -112,13 +116,16 @@ def _swap(model: nn.Module, name: str, module: nn.Module, *, keep_scale: bool) -
 
 
 def _linear(module: nn.Module) -> tuple[nn.Module, Tensor]:
-    assert isinstance(module, nn.Linear)
-    has_bias = module.bias is not None
+    source = as_linear(module)
     layer = OrthogonalLinear(
-        module.in_features, module.out_features, bias=has_bias, dtype=module.weight.dtype
+        source.in_features,
+        source.out_features,
+        bias=source.bias is not None,
+        dtype=source.weight.dtype,
     )
-    _copy_bias(layer, module.bias)
-    return layer, module.weight.detach()
+    layer.replaces_transposed = is_transposed_linear(module)
+    _copy_bias(layer, source.bias)
+    return layer, source.weight.detach()
 
 
 def _conv(module: nn.Module) -> tuple[nn.Module, Tensor]:
@@ -162,6 +169,10 @@ _BUILDERS: dict[type[nn.Module], Callable[[nn.Module], tuple[nn.Module, Tensor]]
 }
 
 
+def _builder(module: nn.Module) -> Callable[[nn.Module], tuple[nn.Module, Tensor]] | None:
+    return _linear if is_transposed_linear(module) else _BUILDERS.get(type(module))
+
+
 def _reason(
     name: str, module: nn.Module, wanted: list[str], unwanted: list[str], shared: set[int]
 ) -> str:
@@ -174,7 +185,7 @@ def _reason(
         return "shares a parameter with another layer"
     if parametrize.is_parametrized(module):
         return "the weight is parametrized"
-    if type(module) not in _BUILDERS:
+    if _builder(module) is None:
         return f"no orthogonal counterpart of {type(module).__name__}"
     return _unfit(module)
 

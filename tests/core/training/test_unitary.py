@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,8 @@ from stiefel.methods.local import run_local
 from stiefel.models import Signature, build_network
 from stiefel.specs import parse_spec
 from stiefel.specs.networks import AnyNetwork
+from stiefel.training.unitary import unitary_exports
+from stiefel.unitary import to_unitary
 
 MLP = {"family": "mlp", "hidden": [16, 24, 12]}
 ARRAYS = {"kind": "arrays", "train": "art_1", "input": "x", "label": "y", "held_out": 0.25}
@@ -97,6 +100,20 @@ def test_an_unconstrained_recurrence_is_the_baseline(tmp_path: Path) -> None:
     out = trained(tmp_path, method="train.dense", network=network, data=COPYING, optimizer=fast)
     frame = load_file(out / "model.safetensors")["recurrence.frame"]
     assert float(orthogonality_defect(frame)) > 1e-2
+
+
+def test_layers_that_store_the_transpose_export_it_again() -> None:
+    config = {"model_type": "gpt2", "n_embd": 16, "n_head": 2, "n_layer": 1, "n_positions": 8}
+    spec = {"family": "transformers", "task": "causal_language_model", "config": config}
+    network: TypeAdapter[Any] = TypeAdapter(AnyNetwork)
+    tokens = Signature("tokens", (8,), 32, per_step=True, vocabulary=32)
+    build = partial(build_network, network.validate_python(spec), tokens)
+    original, plain = build(seed=0).eval(), build(seed=1).eval()
+    report = to_unitary(original, include="*.h.0.*")
+    assert {Path(item.name).suffix for item in report.swapped} == {".c_attn", ".c_proj", ".c_fc"}
+    plain.load_state_dict(unitary_exports(original)["model.safetensors"])
+    x = torch.arange(16).view(2, 8)
+    assert torch.allclose(plain(x), original(x), atol=1e-6)
 
 
 def test_copying_a_short_memory_is_learnt(tmp_path: Path) -> None:
