@@ -138,9 +138,9 @@ def put(client: httpx.Client, data: bytes, name: str = "model.safetensors") -> s
 
 
 def arrays() -> bytes:
-    """Return an `.npz` file with eight examples ``x`` of four numbers, and their labels ``y``."""
+    """Return an `.npz` file with twenty examples ``x`` of four numbers, and their labels ``y``."""
     buffer = io.BytesIO()
-    np.savez(buffer, x=np.zeros((8, 4), np.float32), y=np.arange(8) % 2)
+    np.savez(buffer, x=np.zeros((20, 4), np.float32), y=np.arange(20) % 2)
     return buffer.getvalue()
 
 

@@ -10,13 +10,13 @@ import io
 import re
 import zipfile
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from math import prod
 from typing import Any
 
 from stiefel.errors import InvalidInputError
-from stiefel.specs.data import ArrayData
+from stiefel.specs.data import ArrayData, LabelledData
 from stiefel.specs.header import read_table
 
 MAX_CLASSES = 100_000
@@ -59,14 +59,17 @@ def read_headers(read: Read, size: int, spec: ArrayData, *, role: str) -> dict[s
             rows, or a label is no class.
     """
     names = [*(spec.input if isinstance(spec.input, list) else [spec.input]), spec.label]
-    labels = spec.label if spec.task == "classification" else None
     if read(0, min(size, 4)) == b"PK\x03\x04":
-        return _npz(_Ranges(read, size), names, labels, role)
-    return _safetensors(read, size, names, labels, role)
+        found = _npz(_Ranges(read, size), names, spec, role)
+    else:
+        found = _safetensors(read, size, names, spec, role)
+    if len(found[spec.label].shape) != 1:
+        raise label_shape(role, spec.label, found[spec.label].shape)
+    return found
 
 
 def _safetensors(
-    read: Read, size: int, names: list[str], labels: str | None, role: str
+    read: Read, size: int, names: list[str], spec: ArrayData, role: str
 ) -> dict[str, ArrayHeader]:
     try:
         table = read_table(read, size)
@@ -79,13 +82,13 @@ def _safetensors(
         info = table.tensors[name]
         kind, itemsize = NUMBERS.get(info.dtype, ("", 0))
         header = _checked(role, name, tuple(info.shape), kind, itemsize)
-        if name == labels and header.nbytes <= LABEL_BYTES:
-            header = _counted(role, name, header, read(info.begin, info.end - info.begin), "<")
+        if _is_label(spec, name, header):
+            header = _counted(role, spec, header, read(info.begin, info.end - info.begin), "<")
         found[name] = header
     return found
 
 
-def _npz(file: _Ranges, names: list[str], labels: str | None, role: str) -> dict[str, ArrayHeader]:
+def _npz(file: _Ranges, names: list[str], spec: ArrayData, role: str) -> dict[str, ArrayHeader]:
     try:
         with zipfile.ZipFile(file) as archive:
             members = {name.removesuffix(".npy"): name for name in archive.namelist()}
@@ -94,13 +97,13 @@ def _npz(file: _Ranges, names: list[str], labels: str | None, role: str) -> dict
                 if name not in members:
                     raise _missing(role, name, sorted(members))
                 with archive.open(members[name]) as member:
-                    found[name] = _npy(member, name, labels, role)
+                    found[name] = _npy(member, name, spec, role)
             return found
     except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
-        raise _bad(role, "the file is neither .npz nor .safetensors") from error
+        raise _bad(role, "the .npz archive is damaged") from error
 
 
-def _npy(member: Any, name: str, labels: str | None, role: str) -> ArrayHeader:
+def _npy(member: Any, name: str, spec: ArrayData, role: str) -> ArrayHeader:
     magic = member.read(8)
     if magic[:6] != b"\x93NUMPY":
         raise _bad(role, f'array "{name}" is not in the format of numpy')
@@ -118,9 +121,9 @@ def _npy(member: Any, name: str, labels: str | None, role: str) -> ArrayHeader:
     header = _checked(role, name, shape, kind, itemsize)
     if facts.get("fortran_order") is True and len(shape) > 1:
         return replace(header, by_columns=True)
-    if name == labels and header.nbytes <= LABEL_BYTES:
+    if _is_label(spec, name, header):
         order = ">" if described.startswith(">") else "<"
-        header = _counted(role, name, header, member.read(header.nbytes), order)
+        header = _counted(role, spec, header, member.read(header.nbytes), order)
     return header
 
 
@@ -129,30 +132,52 @@ def _checked(role: str, name: str, shape: tuple[int, ...], kind: str, itemsize: 
         raise _bad(role, f'array "{name}" must be numeric with examples along its first axis')
     if shape[0] == 0:
         raise _bad(role, "no rows")
+    if not prod(shape):
+        raise _bad(role, f'array "{name}" of shape {list(shape)} holds no numbers')
     return ArrayHeader(shape, kind, itemsize)
 
 
-def _counted(role: str, name: str, header: ArrayHeader, data: bytes, order: str) -> ArrayHeader:
+def _is_label(spec: ArrayData, name: str, header: ArrayHeader) -> bool:
+    """Whether these are labels whose classes can be counted here."""
+    if spec.task != "classification" or name != spec.label:
+        return False
+    return len(header.shape) == 1 and header.nbytes <= LABEL_BYTES
+
+
+def _counted(
+    role: str, spec: ArrayData, header: ArrayHeader, data: bytes, order: str
+) -> ArrayHeader:
     """``header`` with the number of classes: the largest label and one."""
     import numpy as np
 
-    if len(header.shape) != 1 or len(data) != header.nbytes:
+    if len(data) != header.nbytes:
         return header  # the worker says what is wrong
     values = np.frombuffer(data, np.dtype(f"{order}{header.kind}{header.itemsize}"))
     outside = ~((values >= 0) & (values < MAX_CLASSES)) | (values != np.floor(values))
     if outside.any():
         row = int(np.argmax(outside))
-        raise label_out_of_range(role, name, row, repr(values[row].item()))
+        raise unfit_label(role, spec, row, repr(values[row].item()))
     return replace(header, classes=int(values.max()) + 1)
 
 
-def label_out_of_range(role: str, column: str, row: int, value: str) -> InvalidInputError:
-    """The refusal of a label that is no class."""
+def unfit_label(role: str, spec: LabelledData, row: int, value: str) -> InvalidInputError:
+    """The refusal of a label that is no class, or no number to come near to."""
+    where = f'{role} data, column "{spec.label}", row {row}: {value}'
+    if spec.task == "regression":
+        detail, fix = f"{where} is not a finite number", "mend or remove the row"
+    else:
+        detail = f"{where} is not a class; classes are whole numbers from 0 to {MAX_CLASSES - 1}"
+        fix = 'number the classes from 0, or set task to "regression"'
+    return InvalidInputError(detail, code="label_out_of_range", fix=fix, field="/data/label")
+
+
+def label_shape(role: str, name: str, shape: Sequence[int]) -> InvalidInputError:
+    """The refusal of labels that are not one number for each example."""
     return InvalidInputError(
-        f'{role} data, column "{column}", row {row}: {value} is not a class; '
-        f"classes are whole numbers from 0 to {MAX_CLASSES - 1}",
-        code="label_out_of_range",
-        fix='number the classes from 0, or set task to "regression"',
+        f'{role} data: the labels "{name}" have shape {list(shape)}; wanted is one number for '
+        "each example",
+        code="bad_data",
+        fix="flatten them to one axis, or name another array",
         field="/data/label",
     )
 

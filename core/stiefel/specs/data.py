@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from stiefel.specs.base import ArtifactId
 
@@ -61,6 +61,20 @@ class LabelledData(UploadedData):
     augment_pixels: Annotated[int, Field(ge=1, le=16)] = Field(
         default=2, description="The largest shift, in pixels, along each axis"
     )
+
+    @field_validator("input")
+    @classmethod
+    def _each_once(cls, value: str | list[str]) -> str | list[str]:
+        if isinstance(value, list) and len(set(value)) < len(value):
+            twice = next(name for name in value if value.count(name) > 1)
+            raise ValueError(f'the column "{twice}" is named twice')
+        return value
+
+    @model_validator(mode="after")
+    def _permuted_sequences(self) -> LabelledData:
+        if self.permute is not None and not self.as_sequence:
+            raise ValueError("permute orders the steps of a sequence: set as_sequence too")
+        return self
 
 
 class ParquetData(LabelledData):

@@ -81,25 +81,24 @@ def _text(spec: TextData, files: Mapping[str, Source]) -> DataFacts:
     if spec.column:
         return DataFacts(signature, unknown=("the length of the text",))
     size = files["train"].size
-    kept = size if "test" in files else size - int(size * spec.held_out)
-    windows = (kept - 1) // spec.context
-    if windows < 1:
-        raise bad_data("train", f"{kept} bytes hold no window of {spec.context + 1}")
-    return DataFacts(signature, examples=windows)
+    held = files["test"].size if "test" in files else int(size * spec.held_out)
+    kept = size if "test" in files else size - held
+    for role, count in (("train", kept), ("test", held)):
+        if count <= spec.context:
+            raise bad_data(role, f"{count} bytes hold no window of {spec.context + 1}")
+    return DataFacts(signature, examples=(kept - 1) // spec.context)
 
 
 def _parquet(spec: ParquetData, files: Mapping[str, Source]) -> DataFacts:
     footers = {role: _footer(spec, *source, role=role) for role, source in files.items()}
     names = spec.input if isinstance(spec.input, list) else [spec.input]
-    examples = footers["train"].rows
-    if "test" not in files:
-        examples -= int(examples * spec.held_out)
+    examples = _kept(spec, footers["train"].rows, files)
     labels = [footer.columns[spec.label] for footer in footers.values()]
     known = all(label.most is not None and (label.least or 0) >= 0 for label in labels)
     classes = [(label.most or 0) + 1 if known else None for label in labels]
     columns = [footers["train"].columns[name] for name in names]
     if [column.kind for column in columns] == ["text"]:
-        signature, unknown = _labelled(spec, (spec.context,), classes)
+        signature, unknown = _labelled(spec, (spec.context,), classes, tokens=True)
         if signature is not None:
             signature = replace(signature, kind="tokens", vocabulary=PADDED_BYTES)
         return DataFacts(signature, examples=examples, unknown=unknown)
@@ -161,9 +160,7 @@ def _arrays(spec: ArrayData, files: Mapping[str, Source]) -> DataFacts:
             fix="give both files the same columns and image size",
             field="/data/test",
         )
-    examples = rows["train"]
-    if "test" not in files:
-        examples -= int(examples * spec.held_out)
+    examples = _kept(spec, rows["train"], files)
     held = max(_held(arrays.values()) for arrays in found.values())
     classes = [arrays[spec.label].classes for arrays in found.values()]
     signature, unknown = _labelled(spec, shapes["train"], classes)
@@ -180,13 +177,52 @@ def _example(role: str, headers: list[ArrayHeader]) -> tuple[int, ...]:
     if len(headers) > 1:
         return (sum(prod(header.shape[1:]) for header in headers),)
     shape = headers[0].shape[1:]
-    return (1, *shape) if len(shape) == 2 else shape
+    return (1, *shape) if len(shape) in {0, 2} else shape
+
+
+def _kept(spec: LabelledData, rows: int, files: Mapping[str, Source]) -> int:
+    """Rows for training, where some are held out for the test."""
+    return rows if "test" in files else rows - held_out(spec, rows)
+
+
+def held_out(spec: LabelledData, rows: int) -> int:
+    """How many of ``rows`` are held out.
+
+    Raises:
+        InvalidInputError: none, or all.
+    """
+    count = int(rows * spec.held_out)
+    if not count or count == rows:
+        raise InvalidInputError(
+            f"train data: {rows} rows are too few to hold out {spec.held_out:.0%}",
+            code="bad_data",
+            fix="upload more rows, or a test file",
+            field="/data/held_out",
+        )
+    return count
+
+
+def check_use(spec: LabelledData, *, tokens: bool = False, images: bool = False) -> None:
+    """Refuse what data of this kind cannot be put to."""
+    for field, unwanted, needed in (
+        ("as_sequence", spec.as_sequence and tokens, "images and numbers"),
+        ("augment", spec.augment != "none" and not images, "images"),
+    ):
+        if unwanted:
+            held = "text" if tokens else "numbers"
+            raise InvalidInputError(
+                f"{field} is for {needed}; the data hold {held}",
+                code="data_mismatch",
+                fix=f"leave {field} out",
+                field=f"/data/{field}",
+            )
 
 
 def _labelled(
-    spec: LabelledData, shape: tuple[int, ...], classes: list[int | None]
+    spec: LabelledData, shape: tuple[int, ...], classes: list[int | None], *, tokens: bool = False
 ) -> tuple[Signature | None, tuple[str, ...]]:
     kind: Literal["image", "vector", "sequence"] = "image" if len(shape) == 3 else "vector"
+    check_use(spec, tokens=tokens, images=kind == "image")
     if spec.as_sequence:
         channels = shape[0] if kind == "image" else 1
         kind, shape = "sequence", (prod(shape) // channels, channels)

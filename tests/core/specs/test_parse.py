@@ -12,6 +12,7 @@ DENSE = {
     "network": {"family": "mlp"},
     "data": {"kind": "adding_problem"},
 }
+ARRAYS = {"kind": "arrays", "train": "art_1", "input": "x"}
 LOW_RANK = {"method": "factorize.low_rank", "input": "art_1", "rule": {"by": "rank", "value": 4}}
 
 
@@ -53,6 +54,8 @@ def refused(data: Any) -> InvalidSpecError:
         ({**LOW_RANK, "min_rank": 9, "max_rank": 3}, "invalid_spec", ""),
         ({**DENSE, "optimizer": {"name": "adam", "momentum": 0.5}}, "invalid_spec", "/optimizer"),
         ({**DENSE, "optimizer": {"subspace": {"rank": 3}}}, "invalid_spec", "/optimizer"),
+        ({**DENSE, "data": {**ARRAYS, "permute": 1}}, "invalid_spec", "/data"),
+        ({**DENSE, "data": {**ARRAYS, "input": ["a", "a"]}}, "invalid_spec", "/data"),
         (
             {**LOW_RANK, "engine": "randomised", "rule": {"by": "energy", "value": 0.5}},
             "invalid_spec",

@@ -2,30 +2,18 @@
 
 from __future__ import annotations
 
-import io
+import zipfile
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 import torch
-from PIL import Image
+from parquet_files import IMAGES, png, write_parquet
 from safetensors.numpy import save_file
 
 from stiefel.errors import InvalidInputError
 from stiefel.specs.data import AddingProblem, ArrayData, CopyingMemory, ParquetData, TextData
 from stiefel.training.data.opening import open_data
-
-
-def png(size: tuple[int, int] = (8, 8), value: int = 7) -> dict[str, bytes | None]:
-    stream = io.BytesIO()
-    Image.new("L", size, value).save(stream, format="PNG")
-    return {"bytes": stream.getvalue(), "path": None}
-
-
-def write_parquet(path: Path, **columns: list[object]) -> None:
-    pq.write_table(pa.table(columns), path)
 
 
 def write_images(path: Path, count: int = 40) -> None:
@@ -36,7 +24,6 @@ def write_images(path: Path, count: int = 40) -> None:
     )
 
 
-IMAGES = ParquetData(kind="parquet", train="art_1", input="image")
 ARRAYS = ArrayData(kind="arrays", train="art_1", input="x", label="y")
 
 
@@ -140,45 +127,6 @@ def test_arrays_are_read_in_blocks_whatever_their_order(tmp_path: Path) -> None:
         open_data(ARRAYS, tmp_path, seed=0)
 
 
-@pytest.mark.parametrize(
-    ("columns", "message"),
-    [
-        ({"picture": [png()], "label": [0]}, 'no column "image"; the file has label, picture'),
-        ({"image": [png()], "class": [0]}, 'no column "label"'),
-        ({"image": [png(), None], "label": [0, 1]}, 'row 1, column "image": no image bytes'),
-        (
-            {"image": [png(), {"bytes": b"\x89PNG cut", "path": None}], "label": [0, 1]},
-            'row 1, column "image": the image cannot be decoded',
-        ),
-        (
-            {"image": [png(), png((9, 8))], "label": [0, 1]},
-            'row 1, column "image": image of shape',
-        ),
-        ({"image": [png()] * 3, "label": [0, 1, -1]}, 'column "label", row 2'),
-        ({"image": [png()] * 3, "label": [0, None, 1]}, 'column "label" has nulls'),
-        ({"image": [png()], "label": [0]}, "too few to hold out"),
-        ({"image": [[1.0], [1.0, 2.0]], "label": [0, 1]}, 'column "image" is not numeric'),
-        ({"image": ["text", None], "label": [0, 1]}, 'row 1, column "image": no text'),
-        ({"image": [1.0, float("nan")], "label": [0, 1]}, 'row 1, column "image"'),
-    ],
-)
-def test_bad_parquet_is_refused_by_row_and_column(
-    tmp_path: Path, columns: dict[str, list[object]], message: str
-) -> None:
-    write_parquet(tmp_path / "train", **columns)
-    with pytest.raises(InvalidInputError) as caught:
-        open_data(IMAGES, tmp_path, seed=0)
-    assert message in caught.value.detail
-    assert caught.value.fix
-    assert caught.value.field
-
-
-def test_bytes_that_are_not_parquet_are_refused(tmp_path: Path) -> None:
-    (tmp_path / "train").write_bytes(b"not parquet")
-    with pytest.raises(InvalidInputError, match="not readable as parquet"):
-        open_data(IMAGES, tmp_path, seed=0)
-
-
 def save_arrays(path: Path, **arrays: np.ndarray) -> None:
     with path.open("wb") as file:
         np.savez(file, **arrays)
@@ -207,6 +155,10 @@ def test_arrays_from_npz_and_safetensors_agree(tmp_path: Path) -> None:
         ({"x": np.full((4, 2), np.inf), "y": np.zeros(4)}, 'array "x", row 0'),
         ({"x": np.zeros((4, 2)), "y": np.full(4, 0.5)}, "is not a class"),
         ({"x": np.array([{}, {}], dtype=object), "y": np.zeros(2)}, "Python objects"),
+        ({"x": np.zeros((4, 0)), "y": np.zeros(4)}, 'array "x" of shape [4, 0] holds no numbers'),
+        ({"x": np.zeros((4, 2)), "y": np.zeros((4, 1))}, 'the labels "y" have shape [4, 1]'),
+        ({"x": np.full((4, 2), 1e300), "y": np.zeros(4)}, 'array "x", row 0'),
+        ({"x": np.zeros((4, 2)), "y": np.array([0, 0, 0, 2.5])}, "row 3: 2.5 is not a class"),
     ],
 )
 def test_bad_arrays_are_refused(
@@ -216,6 +168,29 @@ def test_bad_arrays_are_refused(
     with pytest.raises(InvalidInputError) as caught:
         open_data(ARRAYS, tmp_path, seed=0)
     assert message in caught.value.detail
+
+
+def test_a_file_that_ends_early_is_called_damaged(tmp_path: Path) -> None:
+    x = np.asfortranarray(np.arange(40.0).reshape(20, 2))
+    save_arrays(tmp_path / "train", x=x, y=np.zeros(20))
+    with zipfile.ZipFile(tmp_path / "train") as archive:
+        members = {name: archive.read(name) for name in archive.namelist()}
+    with zipfile.ZipFile(tmp_path / "train", "w") as archive:
+        for name, content in members.items():
+            archive.writestr(name, content[:-8] if name == "x.npy" else content)
+    with pytest.raises(InvalidInputError, match="the file is damaged"):
+        open_data(ARRAYS, tmp_path, seed=0)
+
+
+@pytest.mark.parametrize(("shape", "seen"), [((20,), (1,)), ((20, 2, 2, 2, 2), (16, 1))])
+def test_arrays_of_any_dimension_become_examples(
+    shape: tuple[int, ...], seen: tuple[int, ...], tmp_path: Path
+) -> None:
+    save_arrays(tmp_path / "train", x=np.arange(np.prod(shape)).reshape(shape), y=np.zeros(20))
+    spec = ARRAYS.model_copy(update={"as_sequence": len(seen) == 2, "permute": None})
+    data = open_data(spec, tmp_path, seed=0)
+    assert data.signature.shape == seen
+    assert next(iter(data.train(epoch=0, first=0, batch_size=3))).x.shape == (3, *seen)
 
 
 def test_text_targets_are_the_next_bytes(tmp_path: Path) -> None:

@@ -185,3 +185,32 @@ def test_a_perceptron_takes_no_answers_at_every_step() -> None:
     with pytest.raises(InvalidInputError) as caught:
         planned({"family": "mlp", "hidden": [8]}, None, method="train.dense")
     assert (caught.value.code, caught.value.field) == ("network_does_not_fit", "/network/family")
+
+
+DENSE = {"method": "train.dense", "network": {"family": "mlp", "hidden": [8]}}
+ARRAYS = {"kind": "arrays", "train": "art_1", "input": "x", "label": "y"}
+
+
+@pytest.mark.parametrize(
+    ("rows", "changes", "field"),
+    [
+        (5, {}, "/data/held_out"),
+        (40, {"augment": "shift"}, "/data/augment"),
+        (40, {"label": "x"}, "/data/label"),
+    ],
+)
+def test_data_that_cannot_be_used_are_refused_by_the_plan(
+    rows: int, changes: dict[str, Any], field: str
+) -> None:
+    spec = parse_spec(DENSE | {"data": ARRAYS | changes})
+    with pytest.raises(InvalidInputError) as caught:
+        plan_training(spec, {"train": npz((9,), rows=rows)})  # type: ignore[arg-type]
+    assert caught.value.field == field
+
+
+def test_a_text_too_short_to_test_on_is_refused_by_the_plan() -> None:
+    data = {"kind": "text", "train": "art_1", "context": 100}
+    spec = parse_spec(DENSE | {"data": data})
+    with pytest.raises(InvalidInputError, match="15 bytes hold no window") as caught:
+        plan_training(spec, {"train": Source(lambda start, length: bytes(length), 150)})  # type: ignore[arg-type]
+    assert caught.value.field == "/data/test"

@@ -36,8 +36,10 @@ class _Array:
         """Blocks of ``count`` rows, and the rest."""
         if self.by_columns:
             with self.open() as file:
-                whole = np.frombuffer(file.read(), self.dtype, prod(self.shape))
-            whole = whole.reshape(self.shape, order="F")
+                data = file.read()
+            if len(data) != prod(self.shape) * self.dtype.itemsize:
+                raise EOFError(f"array {self.name} has another size than its header says")
+            whole = np.frombuffer(data, self.dtype).reshape(self.shape, order="F")
             yield from (whole[i : i + count] for i in range(0, self.shape[0], count))
             return
         size = prod(self.shape[1:]) * self.dtype.itemsize
@@ -67,7 +69,7 @@ def read_arrays(path: Path, spec: ArrayData, *, role: str) -> Examples:
                 raise _bad(role, f'array "{name}" has {count} rows, labels have {label.shape[0]}')
         labels = next(label.rows(max(1, label.shape[0])), np.zeros(0))
     except _UNREADABLE as error:
-        raise _unreadable(role) from error
+        raise _damaged(role) from error
     if label.dtype.kind == "f":
         _refuse_broken(label.name, labels, 0, role)
     return Examples(_blocks([arrays[name] for name in names], role), labels)
@@ -92,6 +94,8 @@ def _numeric(name: str, found: Callable[[], _Array], role: str) -> _Array:
         raise _bad(role, f'array "{name}" holds Python objects')
     if not array.shape or array.dtype.kind not in "uifb":
         raise _bad(role, f'array "{name}" must be numeric with examples along its first axis')
+    if not prod(array.shape[1:]):
+        raise _bad(role, f'array "{name}" of shape {list(array.shape)} holds no numbers')
     return array
 
 
@@ -117,7 +121,7 @@ def _npy_header(file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
     first = version == (1, 0)
     read = np.lib.format.read_array_header_1_0 if first else np.lib.format.read_array_header_2_0
     shape, by_columns, dtype = read(file)
-    return shape, by_columns and len(shape) > 1, dtype
+    return tuple(int(side) for side in shape), by_columns and len(shape) > 1, dtype
 
 
 def _safetensors(path: Path, role: str) -> dict[str, Callable[[], _Array]]:
@@ -129,7 +133,7 @@ def _safetensors(path: Path, role: str) -> dict[str, Callable[[], _Array]]:
     try:
         table = read_table(read, path.stat().st_size)
     except InvalidInputError as error:
-        raise _unreadable(role) from error
+        raise _bad(role, "the file is neither .npz nor .safetensors") from error
 
     def find(name: str) -> _Array:
         info = table.tensors[name]
@@ -155,25 +159,30 @@ def _blocks(inputs: list[_Array], role: str) -> Iterator[NDArray[np.generic]]:
             yield _joined(parts)
             first += len(parts[0])
     except _UNREADABLE as error:
-        raise _unreadable(role) from error
+        raise _damaged(role) from error
 
 
 def _joined(parts: tuple[NDArray[np.generic], ...]) -> NDArray[np.generic]:
     if len(parts) > 1:
         flat = [part.reshape(len(part), -1) for part in parts]
         return np.concatenate(flat, axis=1).astype(np.float32)
-    block = parts[0][:, None] if parts[0].ndim == 3 else parts[0]  # grey images lack the channel
+    # Grey images lack the channel, and single numbers the axis along which they would be several.
+    block = parts[0][:, None] if parts[0].ndim in {1, 3} else parts[0]
     return block if block.dtype == np.uint8 else block.astype(np.float32)
 
 
 def _refuse_broken(name: str, block: NDArray[np.generic], first: int, role: str) -> None:
-    if block.dtype.kind == "f" and not np.isfinite(block).all():
-        rows = np.isfinite(block.reshape(len(block), -1)).all(axis=1)
-        raise _bad(role, f'array "{name}", row {first + int(np.argmin(rows))}: not a finite number')
+    if block.dtype.kind != "f":
+        return
+    with np.errstate(over="ignore"):
+        finite = np.isfinite(block.astype(np.float32, copy=False))
+    if not finite.all():
+        row = first + int(np.argmin(finite.reshape(len(block), -1).all(axis=1)))
+        raise _bad(role, f'array "{name}", row {row}: not a finite number in float32')
 
 
-def _unreadable(role: str) -> InvalidInputError:
-    return _bad(role, "the file is neither .npz nor .safetensors")
+def _damaged(role: str) -> InvalidInputError:
+    return _bad(role, "the file is damaged: it does not hold what its header says")
 
 
 def _bad(role: str, detail: str) -> InvalidInputError:

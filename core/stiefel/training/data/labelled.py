@@ -15,6 +15,7 @@ from torch import Tensor
 from stiefel.errors import InvalidInputError
 from stiefel.models.signature import Signature
 from stiefel.specs.data import PADDED_BYTES, LabelledData
+from stiefel.specs.data_facts import check_use
 from stiefel.training.data.dataset import Batch, generator
 from stiefel.training.data.rows import Rows
 
@@ -76,7 +77,7 @@ class LabelledDataset:
     def _present(self, x: Tensor) -> Tensor:
         if not self._spec.as_sequence:
             return x
-        steps = x.flatten(2).transpose(1, 2) if x.dim() == 4 else x.unsqueeze(-1)
+        steps = x.flatten(2).transpose(1, 2) if x.dim() == 4 else x.flatten(1).unsqueeze(-1)
         return steps if self._permutation is None else steps[:, self._permutation]
 
 
@@ -115,8 +116,8 @@ def _signature(spec: LabelledData, train: Split, test: Split) -> Signature:
     if spec.task == "classification":
         outputs = max(2, int(max(train.labels.max().item(), test.labels.max().item())) + 1)
     regression = spec.task == "regression"
+    check_use(spec, tokens=train.rows.tokens, images=len(shape) == 3)
     if train.rows.tokens:
-        _refuse_images_only(spec)
         return Signature("tokens", shape, outputs, vocabulary=PADDED_BYTES, regression=regression)
     kind: Literal["image", "vector", "sequence"] = "image" if len(shape) == 3 else "vector"
     if spec.as_sequence:
@@ -125,31 +126,15 @@ def _signature(spec: LabelledData, train: Split, test: Split) -> Signature:
     return Signature(kind, shape, outputs, regression=regression)
 
 
-def _refuse_images_only(spec: LabelledData) -> None:
-    for field, unwanted in (("as_sequence", spec.as_sequence), ("augment", spec.augment != "none")):
-        if unwanted:
-            raise InvalidInputError(
-                f"{field} is for images and numbers; the column holds text",
-                code="data_mismatch",
-                fix=f"leave {field} out",
-                field=f"/data/{field}",
-            )
-
-
 def _permutation(spec: LabelledData, shape: tuple[int, ...]) -> Tensor | None:
     if spec.permute is None:
         return None
-    steps = prod(shape[1:]) if len(shape) == 3 else shape[0]
+    steps = prod(shape[1:] if len(shape) == 3 else shape)
     return torch.randperm(steps, generator=generator(spec.permute))
 
 
 def _augment(x: Tensor, spec: LabelledData, source: torch.Generator) -> Tensor:
     """Shift each image by up to ``augment_pixels`` (edges repeat); ``flip_shift`` also mirrors."""
-    if x.dim() != 4:
-        raise InvalidInputError(
-            "augmentation needs images", code="data_mismatch", field="/data/augment",
-            fix='set augment to "none"',
-        )  # fmt: skip
     batch, _, height, width = x.shape
     if spec.augment == "flip_shift":
         mirrored = torch.rand(batch, generator=source) < 0.5

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from stiefel.errors import InvalidInputError
+from stiefel.specs.array_headers import MAX_CLASSES, label_shape, unfit_label
 from stiefel.specs.data import (
     AddingProblem,
     AnyData,
@@ -19,6 +20,7 @@ from stiefel.specs.data import (
     ParquetData,
     TextData,
 )
+from stiefel.specs.data_facts import held_out
 from stiefel.training.data.arrays import read_arrays
 from stiefel.training.data.dataset import Dataset, generator
 from stiefel.training.data.labelled import LabelledDataset, Split
@@ -26,8 +28,6 @@ from stiefel.training.data.parquet import read_parquet
 from stiefel.training.data.rows import Rows
 from stiefel.training.data.synthetic import AddingProblemData, CopyingMemoryData
 from stiefel.training.data.text import TextDataset
-
-MAX_CLASSES = 100_000
 
 
 def open_data(spec: AnyData, folder: Path, *, seed: int) -> Dataset:
@@ -52,8 +52,8 @@ def open_data(spec: AnyData, folder: Path, *, seed: int) -> Dataset:
     if test:
         test_rows, test_labels = _read(spec, test, "test")
         train = Split(train_rows, train_labels, np.arange(train_rows.count))
-        held_out = Split(test_rows, test_labels, np.arange(test_rows.count))
-        return LabelledDataset(spec, train, held_out, seed=seed)
+        tested = Split(test_rows, test_labels, np.arange(test_rows.count))
+        return LabelledDataset(spec, train, tested, seed=seed)
     return LabelledDataset(spec, *_divide(spec, train_rows, train_labels, seed), seed=seed)
 
 
@@ -70,34 +70,22 @@ def _read(spec: ParquetData | ArrayData, path: Path, role: str) -> tuple[Rows, T
 
 
 def _labels(spec: LabelledData, labels: NDArray[np.generic], role: str) -> Tensor:
-    numeric = labels.ndim == 1 and labels.dtype.kind in "uifb"
-    if spec.task == "regression" and numeric:
-        return torch.from_numpy(labels.astype(np.float32))
-    whole = numeric and bool(np.all(labels == labels.astype(np.int64)))
-    inside = (
-        (labels.astype(np.int64) >= 0) & (labels.astype(np.int64) < MAX_CLASSES) if whole else None
-    )
-    if inside is None or not inside.all():
-        row = int(np.argmin(inside)) if inside is not None else 0
-        raise InvalidInputError(
-            f'{role} data, column "{spec.label}", row {row}: {labels[row]!r} is not a class; '
-            f"classes are whole numbers from 0 to {MAX_CLASSES - 1}",
-            code="label_out_of_range",
-            fix='number the classes from 0, or set task to "regression"',
-            field="/data/label",
-        )
-    return torch.from_numpy(labels.astype(np.int64))
+    if labels.ndim != 1:
+        raise label_shape(role, spec.label, labels.shape)
+    if labels.dtype.kind not in "uifb":
+        raise unfit_label(role, spec, 0, repr(labels[0]))
+    numbers = labels.astype(np.float64)
+    good = np.isfinite(numbers.astype(np.float32))
+    if spec.task == "classification":
+        good = (numbers >= 0) & (numbers < MAX_CLASSES) & (numbers == np.floor(numbers))
+    if not good.all():
+        row = int(np.argmin(good))
+        raise unfit_label(role, spec, row, repr(labels[row].item()))
+    return torch.from_numpy(labels.astype(np.float32 if spec.task == "regression" else np.int64))
 
 
 def _divide(spec: LabelledData, rows: Rows, labels: Tensor, seed: int) -> tuple[Split, Split]:
-    held_out = int(rows.count * spec.held_out)
-    if not held_out or held_out == rows.count:
-        raise InvalidInputError(
-            f"train data: {rows.count} rows are too few to hold out {spec.held_out:.0%}",
-            code="bad_data",
-            fix="upload more rows, or a test file",
-            field="/data/held_out",
-        )
+    held = held_out(spec, rows.count)
     order = torch.randperm(rows.count, generator=generator(seed, 2**42)).numpy()
-    train, test = np.sort(order[held_out:]), np.sort(order[:held_out])
+    train, test = np.sort(order[held:]), np.sort(order[:held])
     return Split(rows, labels, train), Split(rows, labels, test)

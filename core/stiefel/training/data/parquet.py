@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -27,13 +28,14 @@ def read_parquet(path: Path, spec: ParquetData, *, role: str) -> Examples:
         role: ``train`` or ``test``, for error messages.
 
     Raises:
-        InvalidInputError: not parquet, a missing column, a null, or (as the blocks are read) an
-            image that cannot be decoded or has another size than the first, no text, no number;
-            names the column and the row.
+        InvalidInputError: not parquet, damaged, a missing column, a null, or (as the blocks are
+            read) an image that cannot be decoded or has another size than the first, no text, no
+            number; names the column and, but for damage, the row.
     """
     columns = spec.input if isinstance(spec.input, list) else [spec.input]
     file = open_parquet(path, [*columns, spec.label], role)
-    labels = file.read(columns=[spec.label]).column(0)
+    with _decoding([spec.label], role):
+        labels = file.read(columns=[spec.label]).column(0)
     if labels.null_count:
         raise _bad(role, f'column "{spec.label}" has nulls', "remove the rows without a label")
     tokens = len(columns) == 1 and is_text(file.schema_arrow.field(columns[0]).type)
@@ -65,9 +67,10 @@ def open_parquet(path: Path, columns: list[str], role: str) -> Any:
 
 
 def is_text(kind: Any) -> bool:
-    """Whether a column of this type holds text."""
+    """Whether a column of this type holds text, be it in a dictionary (pandas' categories)."""
     import pyarrow.types as types
 
+    kind = kind.value_type if types.is_dictionary(kind) else kind
     return bool(types.is_string(kind) or types.is_large_string(kind))
 
 
@@ -78,7 +81,7 @@ def read_texts(file: Any, column: str, role: str) -> Iterator[bytes]:
         InvalidInputError: a row without text.
     """
     row = 0
-    for batch in file.iter_batches(batch_size=_rows_at_a_time(file, [column]), columns=[column]):
+    for batch in _batches(file, [column], role):
         for text in batch.column(0).to_pylist():
             if text is None:
                 raise _bad(role, f'row {row}, column "{column}": no text', "remove the row")
@@ -101,6 +104,24 @@ def _texts(file: Any, column: str, context: int, role: str) -> Iterator[NDArray[
         yield np.stack(block)
 
 
+def _batches(file: Any, columns: list[str], role: str) -> Iterator[Any]:
+    with _decoding(columns, role):
+        yield from file.iter_batches(batch_size=_rows_at_a_time(file, columns), columns=columns)
+
+
+@contextmanager
+def _decoding(columns: Sequence[str], role: str) -> Iterator[None]:
+    """A footer that can be read does not mean that the pages can."""
+    import pyarrow as pa
+
+    try:
+        yield
+    except (OSError, pa.ArrowException) as error:
+        names = ", ".join(f'"{name}"' for name in columns[:5])
+        detail = f"column {names} cannot be decoded: the file is damaged"
+        raise _bad(role, detail, "write the file again and upload it") from error
+
+
 def _rows_at_a_time(file: Any, columns: list[str]) -> int:
     """As many rows as fit a block by what they take in the file, uncompressed."""
     facts, total = file.metadata, 0
@@ -116,7 +137,7 @@ def _rows_at_a_time(file: Any, columns: list[str]) -> int:
 def _blocks(file: Any, columns: list[str], role: str) -> Iterator[NDArray[np.generic]]:
     first = 0
     shape: tuple[int, ...] | None = None
-    for batch in file.iter_batches(batch_size=_rows_at_a_time(file, columns), columns=columns):
+    for batch in _batches(file, columns, role):
         if len(columns) == 1 and _is_image(batch.schema.field(0).type):
             for block in _images(batch.column(0), first, role, columns[0], shape):
                 shape = block.shape[1:]
@@ -141,7 +162,7 @@ def _images(
     for offset, cell in enumerate(cells):
         content = cell.as_py()
         data = content.get("bytes") if isinstance(content, dict) else content
-        image = _decode(data, f'row {first + offset}, column "{column}"', role)
+        image = decode(data, f'row {first + offset}, column "{column}"', role)
         shape = shape or image.shape
         if image.shape != shape:
             raise _bad(
@@ -158,7 +179,14 @@ def _images(
         yield np.stack(images)
 
 
-def _decode(data: bytes | None, where: str, role: str) -> NDArray[np.generic]:
+def decode(data: bytes | None, where: str, role: str) -> NDArray[np.generic]:
+    """Return (C, H, W) bytes of an image: one channel where it is grey, else three.
+
+    Transparency is left out, and grey of 16 bits brought to 8.
+
+    Raises:
+        InvalidInputError: no image, of too many pixels, or one that cannot be decoded.
+    """
     from PIL import Image
 
     if not data:
@@ -166,20 +194,30 @@ def _decode(data: bytes | None, where: str, role: str) -> NDArray[np.generic]:
     try:
         with Image.open(io.BytesIO(data), formats=["PNG", "JPEG", "WEBP", "BMP"]) as image:
             if image.width * image.height > MAX_PIXELS:
-                raise _bad(role, f"{where}: more than {MAX_PIXELS} pixels", "use smaller images")
-            array = np.asarray(image if image.mode in {"L", "RGB"} else image.convert("RGB"))
+                raise Image.DecompressionBombError
+            array = _pixels(image)
+    except Image.DecompressionBombError as error:
+        detail = f"{where}: more than {MAX_PIXELS} pixels"
+        raise _bad(role, detail, "use smaller images") from error
     except (OSError, SyntaxError, ValueError) as error:
-        if isinstance(error, InvalidInputError):
-            raise
         raise _bad(role, f"{where}: the image cannot be decoded", "re-encode it as PNG") from error
     return array[None] if array.ndim == 2 else array.transpose(2, 0, 1)
+
+
+def _pixels(image: Any) -> NDArray[np.uint8]:
+    """Bytes: (H, W) of a grey image, its transparency left out, or (H, W, 3)."""
+    if image.mode.startswith("I"):  # grey of 16 bits, which PIL's own conversion cuts off at 255
+        return (np.asarray(image).astype(np.uint32) // 257).astype(np.uint8)
+    grey = image.mode in {"1", "L", "LA"}
+    return np.asarray(image.convert("L" if grey else "RGB"))
 
 
 def _numbers(batch: Any, columns: list[str], first: int, role: str) -> NDArray[np.generic]:
     parts = []
     for index, column in enumerate(columns):
         try:
-            values = np.stack(batch.column(index).to_pylist()).astype(np.float32)
+            with np.errstate(over="ignore"):  # what overflows is not finite, and refused below
+                values = np.stack(batch.column(index).to_pylist()).astype(np.float32)
         except (TypeError, ValueError) as error:
             fix = "name numeric columns, all rows of equal length"
             raise _bad(role, f'column "{column}" is not numeric', fix) from error
