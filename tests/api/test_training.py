@@ -225,6 +225,16 @@ def test_weights_of_another_network_are_refused_by_tensor(embedded: House) -> No
             assert [fault["pointer"] for fault in document["errors"]] == ["/spec/weights"]
         weights = put(client, save(good), name="model.safetensors")
         dry(client, training(data=train, weights=weights))
+        other = good | {"head.weight": np.zeros((9, 64), np.float32)}
+        weights = put(client, save(other), name="model.safetensors")
+        dry(client, training(data=train, weights=weights, fresh=["head.*"]))
+        weights = put(client, npz(), name="d.npz")
+        document = problem(
+            client.post("/v1/jobs", json=training(data=train, weights=weights)),
+            422,
+            "weights_do_not_fit",
+        )
+        assert ".npz" in document["detail"]
 
 
 def test_a_job_that_fits_no_worker_is_refused_with_the_figure(embedded: House) -> None:

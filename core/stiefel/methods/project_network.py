@@ -21,8 +21,8 @@ from stiefel.specs.project_network import ProjectNetworkSpec
 from stiefel.training.data.dataset import Dataset, generator
 from stiefel.training.data.opening import open_data
 from stiefel.training.naming import check_layer_names
-from stiefel.training.session import load_weights
 from stiefel.training.snapshots import Snapshots
+from stiefel.training.starting import load_weights
 
 
 def run(spec: ProjectNetworkSpec, run: Run) -> Outcome:

@@ -7,6 +7,7 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from stiefel.specs.base import ArtifactId, MethodSpec
+from stiefel.specs.conversion import Patterns
 from stiefel.specs.data import AnyData
 from stiefel.specs.networks import AnyNetwork
 
@@ -75,6 +76,11 @@ class TrainingSpec(MethodSpec):
     weights: ArtifactId | None = Field(
         default=None, description="safetensors weights to start from; keys as the network's own"
     )
+    fresh: Patterns = Field(
+        default=(),
+        description="Shell patterns on tensors that are drawn anew instead of taken from weights, "
+        "such as the head of another task",
+    )
     optimizer: Optimizer = Optimizer()
     schedule: Schedule = Schedule()
     epochs: Annotated[int, Field(ge=1, le=100_000)] = 10
@@ -111,6 +117,12 @@ class TrainingSpec(MethodSpec):
         if value.name == "galore" and cls.model_fields["method"].default != "train.dense":
             raise ValueError("galore keeps its state for whole weights: use train.dense")
         return value
+
+    @model_validator(mode="after")
+    def _fresh_of_weights(self) -> TrainingSpec:
+        if self.fresh and self.weights is None:
+            raise ValueError("fresh makes exceptions from weights: name weights, or leave it out")
+        return self
 
     @model_validator(mode="after")
     def _every_device_has_an_example(self) -> TrainingSpec:

@@ -12,24 +12,20 @@ from dataclasses import dataclass
 from math import prod
 from typing import Any
 
-from stiefel.errors import InvalidInputError
 from stiefel.specs.data_facts import DataFacts, Source, look_at_data
-from stiefel.specs.dtypes import CONVERTIBLE
 from stiefel.specs.families import layer_table
 from stiefel.specs.fitting import check_batch, check_images, check_task
-from stiefel.specs.header import read_table
 from stiefel.specs.layers import Layer
 from stiefel.specs.networks import Timm, Transformers, VisionTransformer
 from stiefel.specs.selecting import PlannedLayer, flat, select_layers
 from stiefel.specs.signature import Signature
+from stiefel.specs.starting import check_weights
 from stiefel.specs.training import TrainingSpec
 from stiefel.specs.training_memory import estimate_memory
 
 #: Stands in for data of unknown shape where only names are asked for; every family accepts it.
 _STAND_INS = {"rnn": Signature("sequence", (8, 1), 2)}
 _IMAGE = Signature("image", (3, 32, 32), 2)
-#: Names of tensors that count and are whole numbers.
-COUNTERS = ("num_batches_tracked",)
 
 
 @dataclass(frozen=True)
@@ -88,7 +84,7 @@ def plan_training(spec: TrainingSpec, files: Mapping[str, Source]) -> TrainingPl
     table = _table(spec, facts)
     layers = None if table is None else select_layers(spec, table, sized=known)
     if table is not None and known and "weights" in files:
-        check_weights(files["weights"], table)
+        check_weights(files["weights"], table, fresh=spec.fresh)
     steps = facts.batches_per_epoch(spec.batch_size)
     total = None if steps is None else spec.epochs * steps
     if spec.max_steps is not None:
@@ -133,44 +129,6 @@ def _table(spec: TrainingSpec, facts: DataFacts) -> list[Layer] | None:
         side = spec.network.patch * 2
         return layer_table(spec.network, Signature("image", (3, side, side), 2))
     return layer_table(spec.network, _STAND_INS.get(family, _IMAGE))
-
-
-def check_weights(source: Source, table: Sequence[Layer]) -> None:
-    """Refuse weights of another network from their header alone.
-
-    Raises:
-        InvalidInputError: ``weights_do_not_fit``, naming the first tensor that is missing, of
-            another shape, or unknown; or what makes the file no safetensors.
-    """
-    try:
-        given = read_table(*source).tensors
-    except InvalidInputError as error:
-        raise foreign_weights(error.detail) from error
-    own: dict[str, tuple[int, ...]] = {}
-    for layer in table:
-        own |= layer.stored()
-    for name, shape in own.items():
-        if name not in given:
-            raise foreign_weights(f"it has no tensor {name}", name)
-        if tuple(given[name].shape) != shape:
-            detail = f"tensor {name} has shape {list(given[name].shape)}, not {list(shape)}"
-            raise foreign_weights(detail, name)
-        if given[name].dtype not in CONVERTIBLE and not name.endswith(COUNTERS):
-            detail = f"tensor {name} has dtype {given[name].dtype}, which is no floating point"
-            raise foreign_weights(detail, name)
-    if unknown := sorted(given.keys() - own.keys()):
-        raise foreign_weights(f"the network has no tensor {unknown[0]}", unknown[0])
-
-
-def foreign_weights(detail: str, tensor: str | None = None) -> InvalidInputError:
-    """The refusal of weights to start from."""
-    return InvalidInputError(
-        f"weights: {detail}",
-        code="weights_do_not_fit",
-        fix="upload weights of the network that the spec describes",
-        tensor=tensor,
-        field="/weights",
-    )
 
 
 def _constrained(layers: Sequence[PlannedLayer]) -> int:

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from stiefel.errors import InvalidInputError
@@ -17,12 +13,12 @@ from stiefel.models import build_network
 from stiefel.models.adapter import architecture
 from stiefel.run import Run
 from stiefel.specs.training import TrainingSpec
-from stiefel.specs.training_plan import foreign_weights
 from stiefel.training.data.opening import open_data
 from stiefel.training.determinism import deterministic_mode
 from stiefel.training.evaluation import Evaluation
 from stiefel.training.expecting import expect_memory, rehearse
 from stiefel.training.loop import Loop
+from stiefel.training.starting import load_weights, tied_names
 from stiefel.training.stepper import Stepper
 from stiefel.training.world import World
 
@@ -90,9 +86,9 @@ def train(spec: S, run: Run, constraint: Constraint[S]) -> Trained:
         network = build_network(spec.network, dataset.signature, seed=spec.seed)
         own = architecture(network)
         if spec.weights:
-            load_weights(own, run.input / "weights")
+            load_weights(own, run.input / "weights", fresh=spec.fresh)
         parameters = sum(p.numel() for p in network.parameters())
-        uncounted = frozenset([*dict(own.named_buffers()), *_tied(own)])
+        uncounted = frozenset([*dict(own.named_buffers()), *tied_names(own)])
         network.to(device)
         rehearse(spec, run, network, dataset)
         steps = spec.epochs * dataset.batches_per_epoch(spec.batch_size)
@@ -119,63 +115,3 @@ def choose_device(spec: TrainingSpec) -> torch.device:
             field="/device",
         )
     return torch.device("cuda", torch.cuda.current_device())
-
-
-def load_weights(network: nn.Module, path: Path) -> None:
-    """Load uploaded weights strictly: every tensor of the network, no other, same shapes.
-
-    Of tensors that are tied one is enough, as ``save_pretrained`` writes them.
-
-    Raises:
-        InvalidInputError: names the first tensor that is missing, unknown, of another shape or
-            kind, not finite, or unlike the one that it is tied to.
-    """
-    try:
-        given = load_file(path)
-    except (SafetensorError, OSError) as error:
-        raise foreign_weights("the file is not readable as safetensors") from error
-    own = network.state_dict()
-    if not own.keys() & given.keys():  # a checkpoint of a network behind an adapter
-        given = {name.removeprefix("inner."): value for name, value in given.items()}
-    _complete(given, _tied(network))
-    for name, value in own.items():
-        if name not in given:
-            raise foreign_weights(f"it has no tensor {name}", name)
-        if (reason := _unfit(given[name], value)) is not None:
-            raise foreign_weights(f"tensor {name} {reason}", name)
-    if unknown := sorted(given.keys() - own.keys()):
-        raise foreign_weights(f"the network has no tensor {unknown[0]}", unknown[0])
-    network.load_state_dict(given)
-
-
-def _tied(network: nn.Module) -> dict[str, str]:
-    """Every further name of a parameter that has several -> its first."""
-    first: dict[int, str] = {}
-    named = network.named_parameters(remove_duplicate=False)
-    return {name: first[id(p)] for name, p in named if first.setdefault(id(p), name) != name}
-
-
-def _complete(given: dict[str, Tensor], tied: Mapping[str, str]) -> None:
-    """Fill in what is missing of tied tensors; where both are given they must be equal."""
-    for name, first in tied.items():
-        if name in given and first in given and not torch.equal(given[name], given[first]):
-            detail = f"tensor {name} differs from {first}, to which this network ties it"
-            raise foreign_weights(detail, name)
-        for missing, other in ((name, first), (first, name)):
-            if missing not in given and other in given:
-                given[missing] = given[other]
-
-
-def _unfit(given: Tensor, own: Tensor) -> str | None:
-    """Why ``given`` cannot take the place of ``own``."""
-    if given.shape != own.shape:
-        return f"has shape {list(given.shape)}, not {list(own.shape)}"
-    if _kind(given) != _kind(own):
-        return f"has dtype {given.dtype}, the network's has {own.dtype}".replace("torch.", "")
-    if not bool(given.to(own.dtype).isfinite().all()):
-        return f"holds NaN, infinity or more than {own.dtype} can hold".replace("torch.", "")
-    return None
-
-
-def _kind(tensor: Tensor) -> tuple[bool, bool]:
-    return tensor.is_floating_point(), tensor.is_complex()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -206,6 +207,26 @@ def test_weights_of_another_network_are_refused_by_tensor(
     with pytest.raises(InvalidInputError) as caught:
         trial.attempt()
     assert (caught.value.code, caught.value.tensor) == ("weights_do_not_fit", tensor)
+
+
+def test_a_fresh_head_is_drawn_whatever_the_weights_hold(tmp_path: Path) -> None:
+    donor = Trial(tmp_path / "donor", max_steps=1)
+    donor.attempt()
+    weights = donor.weights()
+    weights["head.weight"] = torch.zeros(7, 16)
+    del weights["head.bias"]
+    still = {"optimizer": {"learning_rate": 1e-30}, "weights": "art_2"}
+    trial = Trial(tmp_path / "trial", fresh=["head.*"], **still)
+    save_file(weights, trial.input / "weights")
+    trial.attempt()
+    found = trial.weights()
+    assert found["head.weight"].shape == (2, 16)
+    assert torch.allclose(found["hidden.0.linear.weight"], weights["hidden.0.linear.weight"])
+    other = Trial(tmp_path / "trial", fresh=["haed.*"], **still)
+    shutil.rmtree(other.state)
+    with pytest.raises(InvalidInputError, match="haed") as caught:
+        other.attempt()
+    assert (caught.value.code, caught.value.field) == ("pattern_matches_nothing", "/fresh/0")
 
 
 def test_a_file_that_is_no_safetensors_is_refused(tmp_path: Path) -> None:

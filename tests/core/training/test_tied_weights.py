@@ -15,7 +15,7 @@ from stiefel.errors import InvalidInputError
 from stiefel.models import Signature, build_network
 from stiefel.models.adapter import architecture
 from stiefel.specs.networks import AnyNetwork
-from stiefel.training.session import load_weights
+from stiefel.training.starting import load_weights
 
 NETWORK: TypeAdapter[Any] = TypeAdapter(AnyNetwork)
 CONFIG = {"model_type": "gpt2", "n_embd": 16, "n_head": 2, "n_layer": 1, "n_positions": 8}
