@@ -5,6 +5,7 @@ It speaks JSON over a pipe with the process that launched it (:mod:`stiefel.meth
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -97,21 +98,28 @@ def member(
     kind = _Silent if rank else _Told
     run = kind(connections[rank], Path(source), Path(state), json.loads(lineage))
     spec = parse_spec(json.loads(spec_text))
+    outcome = None
     try:
         _join(spec)
         outcome = METHODS[spec.method].run(spec, run)
     except StopRequested:
-        return
+        pass  # the host knows, and every process stops at the same step
     except (StiefelError, MemoryError, torch.OutOfMemoryError) as error:
         run.tell("error", **described(error))
         raise
-    if rank == 0:
+    if rank == 0 and outcome is not None:
         deliveries = [
             {"name": item.name, "kind": item.kind, "parts": [str(part) for part in item.parts]}
             for item in outcome.deliveries
         ]
         run.tell("finished", deliveries=deliveries, metrics=dict(outcome.metrics))
+    _part()
+
+
+def _part() -> None:
     dist.barrier()  # no process may leave while another still talks to it
+    # A wrapper of DistributedDataParallel that outlives the group can wait for its threads forever.
+    gc.collect()
     dist.destroy_process_group()
 
 

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from stiefel.errors import InvalidInputError
 
+FAR = 0.1  # beyond what rounding and drift can do to a frame
 _DTYPES = (torch.float32, torch.float64, torch.complex64, torch.complex128)
 _CHOICES = {
     "variant": ("tangent", "direct", "cayley"),
@@ -39,10 +40,7 @@ def check_group(group: dict[str, Any]) -> None:
 
 
 def check_parameter(parameter: Tensor, group: dict[str, Any]) -> None:
-    """Raise ``InvalidInputError`` unless the parameter can be a frame of the group's rank.
-
-    Orthonormality itself is not checked: it would cost a product and a wait per parameter.
-    """
+    """Raise ``InvalidInputError`` unless the parameter is a frame that has the group's rank."""
     shape = tuple(parameter.shape)
     check_dtype(parameter.dtype, f"a parameter {shape}")
     if parameter.ndim < 2 or parameter.shape[-2] < parameter.shape[-1] or not parameter.numel():
@@ -56,6 +54,25 @@ def check_parameter(parameter: Tensor, group: dict[str, Any]) -> None:
             f"rank {group['rank']} for a parameter {shape}: at most {shape[-1]}",
             code="rank_too_large",
             fix=f"choose a rank from 1 to {shape[-1]}",
+        )
+    _check_orthonormal(parameter.detach())
+
+
+def _check_orthonormal(frame: Tensor) -> None:
+    """One drawn vector, of which ``W^H W`` must return what went in: the cost of a step."""
+    if frame.is_meta:
+        return
+    generator = torch.Generator().manual_seed(0)
+    drawn = torch.randn(frame.shape[-1], 1, dtype=frame.dtype, generator=generator)
+    drawn = drawn.to(frame.device)
+    error = torch.linalg.vector_norm(frame.mH @ (frame @ drawn) - drawn, dim=(-2, -1))
+    worst = float((error / torch.linalg.vector_norm(drawn)).max())
+    if not worst <= FAR:
+        raise InvalidInputError(
+            f"the columns of a parameter {tuple(frame.shape)} are not orthonormal: W^H W moves a "
+            f"vector by {worst:.2g} of its length",
+            code="not_orthonormal",
+            fix="start from stiefel.linalg.polar_factor(weight).factor, or from haar_",
         )
 
 

@@ -66,7 +66,16 @@ class OrthogonalRNN(nn.Module):
         self.bias = nn.Parameter(shift) if used else None
 
     def forward(self, x: Tensor, h: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Map ``(batch, time, input)`` to all states (batch, time, hidden) and the last one."""
+        """Map ``(batch, time, input)`` to all states (batch, time, hidden) and the last one.
+
+        Raises:
+            InvalidInputError: an input of another shape, or of no steps.
+        """
+        if x.dim() != 3 or x.shape[-1] != self.input_weight.shape[-1] or not x.shape[1]:
+            raise InvalidInputError(
+                f"an input of shape {tuple(x.shape)}",
+                fix=f"give (batch, time, {self.input_weight.shape[-1]}) with at least one step",
+            )
         if h is None:
             h = self.frame.new_zeros(x.shape[0], self.hidden_size)
         if self.nonlinearity == "modrelu":

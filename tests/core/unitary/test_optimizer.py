@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+import gc
 from pathlib import Path
 from typing import Any
 
@@ -221,16 +222,21 @@ def test_unscaling_beforehand_cannot_reach_factors(draw: Any) -> None:
 def test_data_parallel_gets_dense_gradients(draw: Any, tmp_path: Path) -> None:
     layer, x = layer_and_batch(draw)
     optimizer = ProjUNN([layer.frame], lr=0.1)
-    store = torch.distributed.FileStore(str(tmp_path / "store"), 1)
-    torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
-    try:
+
+    def train() -> None:
         model = DistributedDataParallel(layer)
         for _ in range(2):
             optimizer.zero_grad()
             model(x).sum().backward()
             assert layer.frame.grad is not None
             optimizer.step()
+
+    store = torch.distributed.FileStore(str(tmp_path / "store"), 1)
+    torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
+    try:
+        train()
     finally:
+        gc.collect()  # a wrapper that outlives the group can wait for its threads forever
         torch.distributed.destroy_process_group()
 
 
