@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from typing import Any
 
+import torch
 from torch import nn
 
 
@@ -18,6 +19,14 @@ class Adapter(nn.Module, ABC):
     @abstractmethod
     def config(self) -> dict[str, Any]:
         """What its library reads beside the weights to build the network again."""
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether another library failed for want of memory, which is no fault of its config."""
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    words = str(error)  # the allocator of the CPU raises RuntimeError
+    return "can't allocate memory" in words or "not enough memory" in words
 
 
 def architecture(network: nn.Module) -> nn.Module:

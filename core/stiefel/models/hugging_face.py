@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import difflib
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from stiefel.errors import InvalidInputError
-from stiefel.models.adapter import Adapter
+from stiefel.models.adapter import Adapter, out_of_memory
+from stiefel.models.carried_keys import CARRIED
 from stiefel.models.signature import Signature
 from stiefel.specs.fitting import check_task
 from stiefel.specs.networks import Transformers
@@ -21,19 +22,6 @@ AUTO_CLASSES = {
     "sequence_classification": "AutoModelForSequenceClassification",
     "causal_language_model": "AutoModelForCausalLM",
 }
-#: Keys that config files on the Hub carry though the library's own configs no longer list them:
-#: it translates some (``rope_theta``, ``torch_dtype``) and passes over the others.
-CARRIED = frozenset(
-    {
-        *("architectures", "dtype", "torch_dtype", "transformers_version", "_name_or_path"),
-        *("rope_theta", "rope_scaling", "partial_rotary_factor", "max_window_layers"),
-        *("gradient_checkpointing", "n_ctx", "task_specific_params", "position_embedding_type"),
-        *("torchscript", "pruned_heads", "tie_weights_", "tie_word_embeddings", "use_cache"),
-        *("finetuning_task", "use_bfloat16", "bos_token_id", "eos_token_id", "pad_token_id"),
-        *("sep_token_id", "cls_token_id", "decoder_start_token_id", "is_decoder", "output_past"),
-        *("use_mrope", "path_norm"),
-    }
-)
 
 
 class HuggingFaceNetwork(Adapter):
@@ -74,6 +62,7 @@ def transformers_network(spec: Transformers, signature: Signature) -> nn.Module:
     model_type = spec.config["model_type"]
     if type(config) not in offered._model_mapping:
         raise _misfit(f"{model_type} offers no {spec.task.replace('_', ' ')}", "task")
+    config.architectures = config.architectures or []  # for deit and others it would iterate None
     inner = _built(model_type, lambda: offered.from_config(config))
     padded = spec.task == "sequence_classification"
     return HuggingFaceNetwork(inner.to(torch.float32), padded=padded)
@@ -84,19 +73,34 @@ def _config(transformers: Any, spec: Transformers, signature: Signature) -> Any:
     model_type = spec.config["model_type"]
     if model_type not in transformers.CONFIG_MAPPING:
         raise _misfit(f'unknown model_type "{model_type}"', "config/model_type")
+    _check_keys(model_type, settings, _built(model_type, lambda: _known(transformers, model_type)))
+    settings |= _sizes(spec, signature)
+    names = settings.get("id2label", {})
+    if isinstance(names, dict) and len(names) != settings.get("num_labels"):
+        # Names of another number of classes are those of the data the config came from.
+        settings = {k: v for k, v in settings.items() if k not in {"id2label", "label2id"}}
+    return _built(model_type, lambda: transformers.AutoConfig.for_model(model_type, **settings))
+
+
+def _known(transformers: Any, model_type: str) -> set[str]:
+    """Every key that a config of this type may have."""
     kind = transformers.CONFIG_MAPPING[model_type]
-    known = {*kind().to_dict(), *kind.attribute_map, *CARRIED}
+    # Older versions wrote how to generate into every config; the library passes over it.
+    generation = transformers.GenerationConfig().to_dict()
+    return {*kind().to_dict(), *kind.attribute_map, *generation, *CARRIED}
+
+
+def _check_keys(model_type: str, settings: Mapping[str, Any], known: Iterable[str]) -> None:
+    """Refuse the first key that is not ``known``, with the nearest that is."""
     unknown = sorted(settings.keys() - known)
     if unknown:
         near = difflib.get_close_matches(unknown[0], known, 1)
         meant = f'; is "{near[0]}" meant?' if near else ""
-        detail = f'{model_type} has no config key "{unknown[0]}"{meant}'
-        raise _misfit(detail, f"config/{unknown[0]}")
-    settings |= _sizes(spec, signature)
-    if len(settings.get("id2label") or ()) != settings.get("num_labels"):
-        # Names of another number of classes are those of the data the config came from.
-        settings = {k: v for k, v in settings.items() if k not in {"id2label", "label2id"}}
-    return _built(model_type, lambda: transformers.AutoConfig.for_model(model_type, **settings))
+        raise _misfit(
+            f'{model_type} has no config key "{unknown[0]}"{meant}',
+            f"config/{unknown[0]}",
+            "correct the key, or remove it",
+        )
 
 
 def _built(model_type: str, build: Callable[[], Any]) -> Any:
@@ -107,8 +111,6 @@ def _built(model_type: str, build: Callable[[], Any]) -> Any:
     """
     try:
         return build()
-    except (MemoryError, torch.OutOfMemoryError):
-        raise
     except ImportError as error:
         needed = " ".join(str(error).split())[:300]
         raise InvalidInputError(
@@ -118,6 +120,8 @@ def _built(model_type: str, build: Callable[[], Any]) -> Any:
             field="/network/config/model_type",
         ) from error
     except Exception as error:
+        if out_of_memory(error):
+            raise
         words = " ".join(str(error).split())[:300]
         detail = f"{model_type} refuses this config: {type(error).__name__}: {words}"
         raise _misfit(detail, "config") from error
@@ -134,10 +138,11 @@ def _sizes(spec: Transformers, signature: Signature) -> dict[str, Any]:
     return sizes | {"vocab_size": signature.vocabulary, "pad_token_id": 0}
 
 
-def _misfit(detail: str, where: str) -> InvalidInputError:
+def _misfit(
+    detail: str,
+    where: str,
+    fix: str = "correct the network's config; its keys are those of the transformers library",
+) -> InvalidInputError:
     return InvalidInputError(
-        detail,
-        code="network_does_not_fit",
-        fix="correct the network's config; its keys are those of the transformers library",
-        field=f"/network/{where}",
+        detail, code="network_does_not_fit", fix=fix, field=f"/network/{where}"
     )

@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from stiefel.errors import InvalidInputError
-from stiefel.models.adapter import Adapter
+from stiefel.models.adapter import Adapter, out_of_memory
 from stiefel.models.signature import Signature
 from stiefel.specs.fitting import check_images
 from stiefel.specs.networks import Timm
@@ -66,10 +66,13 @@ def timm_network(spec: Timm, signature: Signature) -> nn.Module:
     arguments |= spec.config
     try:
         inner = timm.create_model(spec.model, pretrained=False, **arguments)
-    except (TypeError, ValueError, RuntimeError, AssertionError, KeyError) as error:
+    except Exception as error:  # timm checks little: arguments fail wherever they are first used
+        if out_of_memory(error):
+            raise
         unknown = re.search(r"unexpected keyword argument '(\w+)'", str(error))
         where = f"config/{unknown[1]}" if unknown else "config"
-        what = f"{spec.model} refuses its arguments: {error}"
+        words = " ".join(str(error).split())[:300]
+        what = f"{spec.model} refuses its arguments: {type(error).__name__}: {words}"
         raise _misfit(what, where, "correct network.config; its keys are those of timm") from error
     return TimmNetwork(inner, spec.model, arguments)
 

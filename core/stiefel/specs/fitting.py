@@ -56,10 +56,8 @@ def check_batch(spec: TrainingSpec, examples: int | None) -> None:
     batch = spec.batch_size if examples is None else min(spec.batch_size, examples)
     share = batch // spec.devices
     least = share // max(1, min(spec.accumulate, share))
-    few = batch < spec.batch_size
-    held = f"the training data hold {batch} examples" if few else f"batch_size is {batch}"
-    rows = "give more examples" if few else "raise batch_size"
     if not share:
+        held, rows = _too_few(spec, batch)
         raise InvalidInputError(
             f"{held}, fewer than {spec.devices} devices",
             code="batch_too_small",
@@ -67,13 +65,26 @@ def check_batch(spec: TrainingSpec, examples: int | None) -> None:
             field="/devices",
         )
     if getattr(spec.network, "normalisation", None) == "batch" and least < 2:
-        raise InvalidInputError(
-            f"{held}: over {spec.devices} device(s) in {spec.accumulate} slice(s) that leaves one "
-            "example at a time, from which batch normalisation learns nothing",
-            code="batch_too_small",
-            fix=f'{rows}, lower accumulate or devices, or set normalisation to "layer"',
-            field="/batch_size",
-        )
+        raise lone_example(spec, batch)
+
+
+def lone_example(spec: TrainingSpec, batch: int) -> InvalidInputError:
+    """The refusal of batch normalisation over one example, where ``batch`` are cut into slices."""
+    held, rows = _too_few(spec, batch)
+    return InvalidInputError(
+        f"{held}: over {spec.devices} device(s) in {spec.accumulate} slice(s) that leaves one "
+        "example at a time, from which batch normalisation learns nothing",
+        code="batch_too_small",
+        fix=f"{rows}, lower accumulate or devices, or choose another normalisation",
+        field="/batch_size",
+    )
+
+
+def _too_few(spec: TrainingSpec, batch: int) -> tuple[str, str]:
+    """What keeps a batch small, and how to have more."""
+    if batch < spec.batch_size:
+        return f"the training data hold {batch} examples", "give more examples"
+    return f"batch_size is {batch}", "raise batch_size"
 
 
 def check_sequences(signature: Signature) -> None:

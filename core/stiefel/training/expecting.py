@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from stiefel.conv1d import is_transposed_linear
 from stiefel.errors import InvalidInputError
 from stiefel.models import FAMILIES
-from stiefel.models.adapter import Adapter, architecture
+from stiefel.models.adapter import Adapter, architecture, out_of_memory
 from stiefel.models.signature import Signature
 from stiefel.run import Run
 from stiefel.specs.data_facts import DataFacts
@@ -91,10 +91,11 @@ def _measured(
     try:
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
             answer = network(x.to(device))
-    except (ValueError, TypeError, IndexError, KeyError, AttributeError, RuntimeError) as error:
-        if isinstance(error, torch.OutOfMemoryError) or "memory" in str(error):
+    except Exception as error:
+        if out_of_memory(error):
             raise
-        what = f"it cannot take examples of shape {list(signature.shape)}: {error}"
+        words = " ".join(str(error).split())[:300]
+        what = f"it cannot take examples of shape {list(signature.shape)}: {words}"
         raise _misfit(what) from error
     finally:
         for buffer, before in zip(network.buffers(), buffers, strict=True):

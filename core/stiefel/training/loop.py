@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from stiefel.errors import InvalidInputError, StopRequested
 from stiefel.run import Run
+from stiefel.specs.fitting import lone_example
 from stiefel.specs.training import TrainingSpec
 from stiefel.training.clock import Clock
 from stiefel.training.data.dataset import Batch, Dataset, mix
@@ -76,7 +77,8 @@ class Loop:
         """Train to the end, from the newest checkpoint if there is one.
 
         Raises:
-            InvalidInputError: the loss stopped being a number; names the step.
+            InvalidInputError: the loss stopped being a number, which names the step; or batch
+                normalisation is left with one example.
             StopRequested: a stop was asked for; a checkpoint has been made.
         """
         self._resume()
@@ -138,12 +140,23 @@ class Loop:
         for x, y in zip(mine.x.tensor_split(slices), mine.y.tensor_split(slices), strict=True):
             weight = len(y) * self.world.size / len(batch.y)
             with self._autocast():
-                answer = self._forward(x)
+                answer = self._answer(x, len(batch.y))
             smoothing = self.spec.label_smoothing
             loss = loss_of(answer.float(), y, self.dataset.signature, label_smoothing=smoothing)
             self._scaler.scale(loss * weight).backward()  # type: ignore[no-untyped-call]
             total += loss.detach() * weight
         return total
+
+    def _answer(self, x: Tensor, batch: int) -> Tensor:
+        """The network's answer to a slice of ``batch`` examples."""
+        try:
+            answer: Tensor = self._forward(x)
+        except ValueError as error:
+            # Only the network itself knows what it normalises: torch refuses when it comes to it.
+            if len(x) == 1 and "more than 1 value per channel" in str(error):
+                raise lone_example(self.spec, batch) from error
+            raise
+        return answer
 
     def _autocast(self) -> AbstractContextManager[object]:
         if self.spec.precision == "float32":

@@ -26,8 +26,10 @@ BLOCK = {
     "num_attention_heads": 2,
     "intermediate_size": 32,
 }
+STAGES = {"depths": [1, 1, 1, 1], "hidden_sizes": [8, 8, 8, 8], "torch_dtype": "float32"}
 VIT = {"model_type": "vit", "patch_size": 8, **BLOCK}
 GPT2 = {"model_type": "gpt2", "n_embd": 16, "n_head": 2, "n_layer": 1}
+BERT = {"model_type": "bert", "vocab_size": 30522, **BLOCK}
 LLAMA = {**BLOCK, "num_key_value_heads": 2, "rope_theta": 1e6, "torch_dtype": "bfloat16"}
 
 
@@ -48,20 +50,63 @@ def build(task: str, config: dict[str, Any]) -> nn.Module:
         ),
         (
             "sequence_classification",
-            BLOCK | {"model_type": "bert", "gradient_checkpointing": False, "vocab_size": 30522},
+            BERT | {"gradient_checkpointing": False, "position_embedding_type": "absolute"},
         ),
+        (
+            "sequence_classification",
+            BERT | {"directionality": "bidi", "pooler_type": "first_token_transform"},
+        ),
+        ("sequence_classification", BERT | {"bad_words_ids": None, "temperature": 1.0}),
+        (
+            "sequence_classification",
+            BERT | {"model_type": "roberta", "max_position_embeddings": 514, "type_vocab_size": 1},
+        ),
+        (
+            "sequence_classification",
+            BERT | {"model_type": "deberta-v2", "position_buckets": 256, "share_att_key": True},
+        ),
+        (
+            "sequence_classification",
+            BERT | {"model_type": "electra", "embedding_size": 8, "generator_size": "0.25"},
+        ),
+        ("sequence_classification", BERT | {"model_type": "albert", "down_scale_factor": 1}),
+        ("causal_language_model", GPT2 | {"_num_labels": 1, "id2label": {"0": "LABEL_0"}}),
+        ("causal_language_model", BLOCK | {"model_type": "gpt_neox", "rotary_emb_base": 10000}),
+        ("causal_language_model", LLAMA | {"model_type": "gemma", "hidden_activation": None}),
         (
             "sequence_classification",
             {"model_type": "distilbert", "dim": 16, "n_heads": 2, "n_layers": 1, "hidden_dim": 8}
             | {"tie_weights_": True, "architectures": ["DistilBertForMaskedLM"]},
         ),
         ("image_classification", VIT | {"encoder_stride": 16, "transformers_version": "4.13.0"}),
+        ("image_classification", VIT | {"model_type": "deit", "image_size": 224}),
+        (
+            "image_classification",
+            STAGES | {"model_type": "resnet", "embedding_size": 8, "out_features": ["stage4"]},
+        ),
+        ("image_classification", STAGES | {"model_type": "convnext", "patch_size": 4}),
+        (
+            "image_classification",
+            {"model_type": "swin", "embed_dim": 8, "depths": [1, 1], "num_heads": [2, 2]}
+            | {"path_norm": True, "num_layers": 2, "hidden_size": 16, "window_size": 4},
+        ),
+        (
+            "image_classification",
+            {"model_type": "mobilenet_v2", "depth_multiplier": 0.35}
+            | {"semantic_loss_ignore_index": 255, "tf_padding": True},
+        ),
     ],
     ids=lambda value: value["model_type"] if isinstance(value, dict) else "",
 )
 def test_a_config_of_the_hub_builds(task: str, config: dict[str, Any]) -> None:
     network = build(task, config)
     assert network.config.model_type == config["model_type"]  # type: ignore[union-attr]
+
+
+def test_an_older_name_of_a_setting_has_its_effect() -> None:
+    for model_type in ("llama", "qwen2"):
+        built = build("causal_language_model", LLAMA | {"model_type": model_type})
+        assert built.config.rope_parameters["rope_theta"] == 1e6  # type: ignore[union-attr, index]
 
 
 @pytest.mark.parametrize(
@@ -73,6 +118,8 @@ def test_a_config_of_the_hub_builds(task: str, config: dict[str, Any]) -> None:
         ("image_classification", VIT | {"dtype": "banana"}, "", "config", "banana"),
         ("image_classification", VIT | {"patch_size": 0}, "", "config", "ZeroDivisionError"),
         ("image_classification", VIT | {"hiden_size": 8}, "", "config/hiden_size", "hidden_size"),
+        ("image_classification", VIT | {"id2label": 5}, "", "config", "len"),
+        ("image_classification", {"model_type": "nougat"}, "", "config", "donut_swin"),
         ("causal_language_model", GPT2 | {"n_head": 3}, "", "config", "num_heads"),
         ("causal_language_model", VIT, "", "task", "offers no causal language model"),
         (

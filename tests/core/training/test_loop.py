@@ -229,6 +229,27 @@ def test_a_fresh_head_is_drawn_whatever_the_weights_hold(tmp_path: Path) -> None
     assert (caught.value.code, caught.value.field) == ("pattern_matches_nothing", "/fresh/0")
 
 
+@pytest.mark.parametrize("changes", [{"batch_size": 1}, {"batch_size": 4, "accumulate": 4}])
+def test_batch_normalisation_of_one_example_is_refused(
+    changes: dict[str, int], tmp_path: Path
+) -> None:
+    with pytest.raises(InvalidInputError, match="one example at a time") as caught:
+        Trial(tmp_path, **changes).attempt()
+    assert (caught.value.code, caught.value.field) == ("batch_too_small", "/batch_size")
+    assert "accumulate" in (caught.value.fix or "")
+
+
+def test_batch_normalisation_in_a_network_of_another_library_too(tmp_path: Path) -> None:
+    config = {"model_type": "resnet", "depths": [1], "hidden_sizes": [8], "embedding_size": 8}
+    network = {"family": "transformers", "task": "image_classification", "config": config}
+    trial = Trial(tmp_path, network=network, batch_size=1)
+    with (trial.input / "train").open("wb") as file:
+        np.savez(file, x=np.zeros((8, 3, 4, 4), np.float32), y=np.arange(8) % 2)
+    with pytest.raises(InvalidInputError) as caught:
+        trial.attempt()
+    assert (caught.value.code, caught.value.field) == ("batch_too_small", "/batch_size")
+
+
 def test_a_file_that_is_no_safetensors_is_refused(tmp_path: Path) -> None:
     trial = Trial(tmp_path, weights="art_2")
     (trial.input / "weights").write_bytes(b"not tensors at all, but long enough to be read")
