@@ -225,16 +225,21 @@ def test_weights_of_another_network_are_refused_by_tensor(embedded: House) -> No
             assert [fault["pointer"] for fault in document["errors"]] == ["/spec/weights"]
         weights = put(client, save(good), name="model.safetensors")
         dry(client, training(data=train, weights=weights))
-        other = good | {"head.weight": np.zeros((9, 64), np.float32)}
-        weights = put(client, save(other), name="model.safetensors")
+        nines = good | {"head.weight": np.zeros((9, 64), np.float32)}
+        weights = put(client, save(nines), name="model.safetensors")
         dry(client, training(data=train, weights=weights, fresh=["head.*"]))
         weights = put(client, npz(), name="d.npz")
-        document = problem(
-            client.post("/v1/jobs", json=training(data=train, weights=weights)),
-            422,
-            "weights_do_not_fit",
-        )
-        assert ".npz" in document["detail"]
+        text = put(client, b"to be or not to be " * 99, name="t.txt")
+        gpt2 = {"family": "transformers", "config": {"model_type": "gpt2"}}
+        of_text = {
+            "network": gpt2 | {"task": "causal_language_model"},
+            "data": {"kind": "text", "train": text, "context": 8},
+        }
+        for other in ({}, of_text):
+            body = training(**{"data": train, "weights": weights} | other)
+            document = problem(client.post("/v1/jobs", json=body), 422, "weights_do_not_fit")
+            assert ".npz" in document["detail"]
+            assert [fault["pointer"] for fault in document["errors"]] == ["/spec/weights"]
 
 
 def test_a_job_that_fits_no_worker_is_refused_with_the_figure(embedded: House) -> None:

@@ -15,8 +15,15 @@ from stiefel.specs.layers import Layer
 COUNTERS = ("num_batches_tracked",)
 
 
-def check_weights(source: Source, table: Sequence[Layer], *, fresh: Sequence[str] = ()) -> None:
+def check_weights(
+    source: Source, table: Sequence[Layer] | None, *, fresh: Sequence[str] = ()
+) -> None:
     """Refuse weights of another network from their header alone.
+
+    Args:
+        source: the file.
+        table: the network's layers; None where only the worker knows them.
+        fresh: shell patterns of tensors that need not fit.
 
     Raises:
         InvalidInputError: ``weights_do_not_fit``, naming the first tensor that is missing, of
@@ -26,10 +33,12 @@ def check_weights(source: Source, table: Sequence[Layer], *, fresh: Sequence[str
         given = read_table(*source).tensors
     except InvalidInputError as error:
         raise foreign_weights(error.detail) from error
+    if table is None:
+        return
     own: dict[str, tuple[int, ...]] = {}
     for layer in table:
         own |= layer.stored()
-    check_fresh(fresh, own)
+    check_fresh(fresh, [*given, *own])
     for name, shape in own.items():
         if is_fresh(name, fresh):
             continue
@@ -50,7 +59,8 @@ def foreign_weights(detail: str, tensor: str | None = None) -> InvalidInputError
     return InvalidInputError(
         f"weights: {detail}",
         code="weights_do_not_fit",
-        fix="upload weights of the network that the spec describes",
+        fix="upload weights of the network that the spec describes, or name in fresh what is to be "
+        "drawn anew or left out",
         tensor=tensor,
         field="/weights",
     )
@@ -62,12 +72,12 @@ def is_fresh(name: str, fresh: Sequence[str]) -> bool:
 
 
 def check_fresh(fresh: Sequence[str], names: Iterable[str]) -> None:
-    """Refuse the first pattern that matches no tensor of the network."""
+    """Refuse the first pattern that matches none of ``names``, the network's last."""
     own = list(names)
     for position, pattern in enumerate(fresh):
         if not any(fnmatchcase(name, pattern) for name in own):
             raise InvalidInputError(
-                f"the pattern {pattern!r} matches no tensor of the network",
+                f"the pattern {pattern!r} matches no tensor of the network or of the weights",
                 code="pattern_matches_nothing",
                 fix=f"Tensors are called, for example: {', '.join(own[-3:])}.",
                 field=f"/fresh/{position}",

@@ -83,8 +83,8 @@ def plan_training(spec: TrainingSpec, files: Mapping[str, Source]) -> TrainingPl
     known = facts.signature is not None
     table = _table(spec, facts)
     layers = None if table is None else select_layers(spec, table, sized=known)
-    if table is not None and known and "weights" in files:
-        check_weights(files["weights"], table, fresh=spec.fresh)
+    if "weights" in files:
+        check_weights(files["weights"], table if known else None, fresh=spec.fresh)
     steps = facts.batches_per_epoch(spec.batch_size)
     total = None if steps is None else spec.epochs * steps
     if spec.max_steps is not None:

@@ -16,12 +16,14 @@ from stiefel.specs.starting import check_fresh, foreign_weights, is_fresh
 def load_weights(network: nn.Module, path: Path, *, fresh: Sequence[str] = ()) -> None:
     """Load uploaded weights strictly: every tensor of the network, no other, same shapes.
 
-    Of tensors that are tied one is enough, as ``save_pretrained`` writes them.
+    Of tensors that are tied one is enough, as ``save_pretrained`` writes them; and those of a
+    body alone (``BertModel``) go where the network has its body.
 
     Args:
         network: changed in place.
         path: a safetensors file.
-        fresh: shell patterns of tensors that stay as they were drawn, whatever the file holds.
+        fresh: shell patterns of tensors that stay as they were drawn, with those that are tied to
+            them, and of tensors of the file that are left out.
 
     Raises:
         InvalidInputError: names the first tensor that is missing, unknown, of another shape or
@@ -32,13 +34,14 @@ def load_weights(network: nn.Module, path: Path, *, fresh: Sequence[str] = ()) -
     except (SafetensorError, OSError) as error:
         raise foreign_weights("the file is not readable as safetensors") from error
     own = network.state_dict()
-    if not own.keys() & given.keys():  # a checkpoint of a network behind an adapter
-        given = {name.removeprefix("inner."): value for name, value in given.items()}
-    _complete(given, tied_names(network))
-    check_fresh(fresh, own)
-    given = {name: value for name, value in given.items() if not is_fresh(name, fresh)}
+    given, tied = _named_as(network, given), tied_names(network)
+    check_fresh(fresh, [*given, *own])
+    drawn = {name for name in own if is_fresh(name, fresh)}
+    drawn |= {name for pair in tied.items() if not drawn.isdisjoint(pair) for name in pair}
+    given = {n: v for n, v in given.items() if n not in drawn and not is_fresh(n, fresh)}
+    _complete(given, tied)
     for name, value in own.items():
-        if is_fresh(name, fresh):
+        if name in drawn:
             given[name] = value
         elif name not in given:
             raise foreign_weights(f"it has no tensor {name}", name)
@@ -47,6 +50,17 @@ def load_weights(network: nn.Module, path: Path, *, fresh: Sequence[str] = ()) -
     if unknown := sorted(given.keys() - own.keys()):
         raise foreign_weights(f"the network has no tensor {unknown[0]}", unknown[0])
     network.load_state_dict(given)
+
+
+def _named_as(network: nn.Module, given: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors by the names of ``network``, where only what comes before them differs."""
+    own = network.state_dict().keys()
+    if not own & given.keys():  # a checkpoint of a network behind an adapter
+        given = {name.removeprefix("inner."): value for name, value in given.items()}
+    body = f"{getattr(network, 'base_model_prefix', '')}."
+    if body == "." or any(name.startswith(body) for name in given):
+        return given
+    return {body + name if body + name in own else name: value for name, value in given.items()}
 
 
 def tied_names(network: nn.Module) -> dict[str, str]:

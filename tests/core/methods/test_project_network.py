@@ -83,12 +83,17 @@ def test_what_cannot_be_fitted_is_refused(
     assert caught.value.fix
 
 
-def test_weights_that_answer_no_numbers_are_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("value", "code"), [(torch.nan, "weights_do_not_fit"), (3e38, "loss_not_finite")]
+)
+def test_weights_that_answer_no_numbers_are_refused(
+    value: float, code: str, tmp_path: Path
+) -> None:
     weights = network().state_dict()
-    weights["head.bias"][0] = torch.nan
+    weights["head.weight"][:] = value
     with pytest.raises(InvalidInputError) as caught:
         job(tmp_path, weights).attempt()
-    assert caught.value.code == "loss_not_finite"
+    assert caught.value.code == code
 
 
 def test_a_network_of_transformers_keeps_the_names_of_its_library(tmp_path: Path) -> None:
