@@ -140,6 +140,11 @@ def test_a_config_without_sense_is_refused(
     assert caught.value.field == f"/network/{field}"
 
 
+def test_a_lack_of_memory_is_no_fault_of_the_config() -> None:
+    with pytest.raises(RuntimeError, match="memory"):
+        build("image_classification", VIT | {"intermediate_size": 2**40})
+
+
 def test_names_of_classes_are_kept_where_there_are_as_many() -> None:
     names = {str(index): f"digit {index}" for index in range(10)}
     back = {name: int(index) for index, name in names.items()}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import random
 import shutil
@@ -227,6 +228,14 @@ def test_a_fresh_head_is_drawn_whatever_the_weights_hold(tmp_path: Path) -> None
     with pytest.raises(InvalidInputError, match="haed") as caught:
         other.attempt()
     assert (caught.value.code, caught.value.field) == ("pattern_matches_nothing", "/fresh/0")
+
+
+def test_the_spec_of_the_model_card_can_be_submitted(tmp_path: Path) -> None:
+    trial = Trial(tmp_path, max_steps=1)
+    trial.attempt()
+    card = next(d for d in trial.outcome.deliveries if d.name == "README.md").parts[0].read_text()
+    spec = card.split("```json")[1].split("```")[0]
+    assert parse_spec(json.loads(spec)) == trial.spec
 
 
 @pytest.mark.parametrize("changes", [{"batch_size": 1}, {"batch_size": 4, "accumulate": 4}])

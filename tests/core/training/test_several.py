@@ -68,6 +68,13 @@ def test_an_error_in_the_processes_is_the_one_a_single_process_raises(tmp_path: 
     assert caught.value.field == "/optimizer/learning_rate"
 
 
+def test_batch_normalisation_of_one_example_in_each_process_is_refused(tmp_path: Path) -> None:
+    network = PLAIN["network"] | {"normalisation": "batch"}
+    with pytest.raises(InvalidInputError, match="over 2 device") as caught:
+        Trial(tmp_path, **PLAIN | {"network": network, "devices": 2, "batch_size": 2}).attempt()
+    assert (caught.value.code, caught.value.field) == ("batch_too_small", "/batch_size")
+
+
 def test_a_batch_that_cannot_be_shared_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InvalidInputError, match="a batch of 1 cannot be shared by 2 devices"):
         Trial(tmp_path, **PLAIN | {"devices": 2, "batch_size": 1})
