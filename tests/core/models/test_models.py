@@ -84,6 +84,7 @@ def test_timm_is_an_extra_and_never_loads_anything() -> None:
         ("test_vitt", {}, "/network/model"),
         ("test_vit", {"deep": 3}, "/network/config/deep"),
         ("test_vit", {"depth": "three"}, "/network/config"),
+        ("test_vit", {"patch_size": 0}, "/network/config"),
     ):
         other = spec.model_copy(update={"model": name, "config": config})
         with pytest.raises(InvalidInputError) as caught:
