@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from stiefel.conv1d import as_linear, is_transposed_linear
 from stiefel.errors import InvalidInputError
 from stiefel.lowrank.attention import LowRankMultiheadAttention
-from stiefel.lowrank.convert import replace_module
+from stiefel.lowrank.convert import replace_module, take_ordinary_path
 from stiefel.lowrank.convolution import LowRankConv2d
-from stiefel.lowrank.factored import FactoredConv2d, FactoredLinear, product_of
+from stiefel.lowrank.factored import FactoredConv1D, FactoredConv2d, FactoredLinear, product_of
 from stiefel.lowrank.linear import LowRankLinear
 
 PAIR = (".factor_out", ".factor_in")
@@ -76,27 +76,15 @@ def _stems(tensors: Mapping[str, Tensor], suffixes: tuple[str, ...]) -> list[str
 
 def _place_pairs(model: nn.Module, tensors: dict[str, Tensor]) -> tuple[list[str], list[str]]:
     factored, merged = [], []
-    modules = dict(model.named_modules())
     for stem in _stems(tensors, PAIR):
-        outer, inner = (tensors[stem + suffix] for suffix in PAIR)
-        module = modules.get(stem)
-        if isinstance(module, FactoredLinear | FactoredConv2d):
-            module = None if module.factor_in.shape != inner.shape else module
-            factored.append(stem)
-        elif module is not None and is_transposed_linear(module):
-            # The file factors the stored matrix, which is W^T here.
-            outer, inner = inner.T.contiguous(), outer.T.contiguous()
+        module = dict(model.named_modules(remove_duplicate=False)).get(stem)
+        weight = getattr(module, "weight", None)
+        outer, inner = (_like(weight, tensors[stem + suffix]) for suffix in PAIR)
+        _check_product(stem, weight, outer, inner)
+        if module is not None and (new := _factored(module, outer, inner)) is not None:
+            if new is not module:
+                replace_module(model, stem, new.train(module.training))
             tensors[stem + PAIR[0]], tensors[stem + PAIR[1]] = outer, inner
-            new: nn.Module = FactoredLinear(outer.clone(), inner.clone(), as_linear(module).bias)
-            replace_module(model, stem, new.train(module.training))
-            factored.append(stem)
-        elif isinstance(module, nn.Linear):
-            new = FactoredLinear(outer.clone(), inner.clone(), module.bias)
-            replace_module(model, stem, new.train(module.training))
-            factored.append(stem)
-        elif isinstance(module, nn.Conv2d):
-            new = FactoredConv2d(module, outer.clone(), inner.clone(), module.bias)
-            replace_module(model, stem, new.train(module.training))
             factored.append(stem)
         else:
             del tensors[stem + PAIR[0]], tensors[stem + PAIR[1]]
@@ -106,19 +94,54 @@ def _place_pairs(model: nn.Module, tensors: dict[str, Tensor]) -> tuple[list[str
     return factored, merged
 
 
+def _like(weight: object, factor: Tensor) -> Tensor:
+    """The factor in the dtype and on the device of the weight that it helps to make."""
+    return factor.to(weight) if isinstance(weight, Tensor) else factor
+
+
+def _check_product(stem: str, weight: object, outer: Tensor, inner: Tensor) -> None:
+    shape = (outer.shape[0], *inner.shape[1:])
+    if isinstance(weight, Tensor) and tuple(weight.shape) not in {shape, shape[::-1]}:
+        raise InvalidInputError(
+            f"the factors of {stem!r} make {list(shape)}, its weight is {list(weight.shape)}",
+            code="checkpoint_mismatch",
+            fix="load into the architecture the checkpoint was made from",
+            tensor=f"{stem}{PAIR[0]}",
+        )
+
+
+def _factored(module: nn.Module, outer: Tensor, inner: Tensor) -> nn.Module | None:
+    """The layer of two factors in the place of ``module``; None where there is none of its kind."""
+    if isinstance(module, FactoredLinear | FactoredConv2d):
+        return module if module.factor_in.shape == inner.shape else None
+    if is_transposed_linear(module):  # the file factors the stored matrix, which is W^T here
+        return FactoredConv1D(outer.clone(), inner.clone(), as_linear(module).bias)
+    if isinstance(module, nn.Linear):
+        return FactoredLinear(outer.clone(), inner.clone(), module.bias)
+    if isinstance(module, nn.Conv2d) and outer.shape[1] * module.groups == inner.shape[0]:
+        return FactoredConv2d(module, outer.clone(), inner.clone(), module.bias)
+    return None  # among others a grouped convolution whose kernel was factored as a whole
+
+
 def _place_triples(model: nn.Module, tensors: Mapping[str, Tensor]) -> list[str]:
     placed = []
     for stem in _stems(tensors, TRIPLE):
         parent = stem.rpartition(".")[0]
-        modules = dict(model.named_modules())
+        modules = dict(model.named_modules(remove_duplicate=False))
         module, owner = modules.get(stem), modules.get(parent)
+        new: nn.Module | None = None
         if isinstance(owner, nn.MultiheadAttention):
-            replace_module(model, parent, LowRankMultiheadAttention.from_dense(owner, 1))
+            module, stem_of_new = owner, parent
+            new = LowRankMultiheadAttention.from_dense(owner, 1)
         elif isinstance(module, nn.Conv2d):
-            replace_module(model, stem, LowRankConv2d.from_dense(module, 1))
+            new, stem_of_new = LowRankConv2d.from_dense(module, 1), stem
         elif isinstance(module, nn.Linear) or (module and is_transposed_linear(module)):
-            replace_module(model, stem, LowRankLinear.from_dense(as_linear(module), 1))
+            new, stem_of_new = LowRankLinear.from_dense(as_linear(module), 1), stem
+            new.transposed = is_transposed_linear(module)
+        if new is not None and module is not None:
+            replace_module(model, stem_of_new, new.train(module.training))
         placed.append(stem)
+    take_ordinary_path(model)
     return placed
 
 

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
 from torch.nn.utils import parametrize
 
 from stiefel.conv1d import as_linear, is_transposed_linear
@@ -42,8 +43,8 @@ def to_low_rank(
     model: nn.Module,
     rank: RankChoice = None,
     *,
-    include: Sequence[str] = ("*",),
-    exclude: Sequence[str] = (),
+    include: str | Sequence[str] = ("*",),
+    exclude: str | Sequence[str] = (),
     keep_last: bool = True,
     dense: bool = False,
     keep_norm: bool = False,
@@ -69,6 +70,7 @@ def to_low_rank(
         InvalidInputError: a rank is out of range or given for no layer, a weight to be converted
             is not finite, or nothing was converted. The model is then as it was.
     """
+    include, exclude = _patterns(include), _patterns(exclude)
     found = _candidates(model)
     if isinstance(rank, Mapping):
         _check_names(rank, [name for name, _ in found])
@@ -87,6 +89,11 @@ def to_low_rank(
             skipped.append(Skipped(name, verdict))
         else:
             ranks[name] = verdict
+    skipped += [
+        Skipped(name, f"no low-rank counterpart of {type(module).__name__}")
+        for name, module in _all_modules(model)
+        if isinstance(module, _ConvNd) and not isinstance(module, nn.Conv2d)
+    ]
     # All verdicts come before the first change: a model that is refused stays as it was.
     for name, wanted in ranks.items():
         module = model.get_submodule(name)
@@ -98,19 +105,34 @@ def to_low_rank(
             code="nothing_converted",
             fix="check include and exclude, or choose a smaller rank",
         )
+    take_ordinary_path(model)
     return Conversion(model, ranks, tuple(skipped))
 
 
 def replace_module(model: nn.Module, name: str, new: nn.Module) -> None:
-    """Put ``new`` where ``model.get_submodule(name)`` is."""
-    parent, _, leaf = name.rpartition(".")
-    if not leaf:
+    """Put ``new`` wherever the module of this ``name`` stands, under other names too."""
+    if not name:
         raise InvalidInputError(
             "the model is itself the layer to replace",
             code="layer_is_model",
             fix="wrap it: nn.Sequential(layer)",
         )
-    setattr(model.get_submodule(parent), leaf, new)
+    old = model.get_submodule(name)
+    for parent in list(model.modules()):
+        for leaf, child in list(parent._modules.items()):  # named_children names each once
+            if child is old:
+                setattr(parent, leaf, new)
+
+
+def take_ordinary_path(model: nn.Module) -> None:
+    """Keep ``nn.TransformerEncoder`` from its own path, which reads the weights of its layers."""
+    for module in model.modules():
+        if isinstance(module, nn.TransformerEncoder):
+            module.use_nested_tensor = False
+
+
+def _patterns(given: str | Sequence[str]) -> Sequence[str]:
+    return (given,) if isinstance(given, str) else given
 
 
 def _all_modules(model: nn.Module) -> list[tuple[str, nn.Module]]:
@@ -143,7 +165,9 @@ def _unwanted(name: str, include: Sequence[str], exclude: Sequence[str]) -> str 
 
 
 def _unfit(module: nn.Module, shared: Counter[int]) -> str | None:
-    if parametrize.is_parametrized(module):
+    # Older ways to parametrize (prune, spectral_norm) put a tensor in the weight's place.
+    computed = hasattr(module, "weight") and "weight" not in dict(module.named_parameters())
+    if parametrize.is_parametrized(module) or computed:
         return "the weight is parametrized"
     known = (nn.Linear, nn.Conv2d, nn.MultiheadAttention)
     if type(module) not in known and not is_transposed_linear(module):

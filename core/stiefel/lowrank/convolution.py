@@ -160,6 +160,43 @@ class LowRankConv2d(LowRankLayer):
             tuple(like._reversed_padding_repeated_twice) if _pads_itself(like) else None
         )
 
+    # What code that inspects convolutions asks for; see ``nn.Conv2d``.
+
+    @property
+    def kernel_size(self) -> tuple[int, int]:
+        """Of the kernel, as are the sizes below."""
+        return self.geometry.kernel
+
+    @property
+    def stride(self) -> tuple[int, int]:
+        """Steps down and across."""
+        return self.geometry.stride
+
+    @property
+    def padding(self) -> tuple[int, int]:
+        """What the kernel pads; with ``outer_padding`` the layer pads before."""
+        return self.geometry.padding
+
+    @property
+    def dilation(self) -> tuple[int, int]:
+        """Spacing of the taps."""
+        return self.geometry.dilation
+
+    @property
+    def groups(self) -> int:
+        """Kernels side by side."""
+        return self.geometry.groups
+
+    @property
+    def in_channels(self) -> int:
+        """C_in."""
+        return self.weight_shape()[1] * self.groups
+
+    @property
+    def out_channels(self) -> int:
+        """C_out."""
+        return self.weight_shape()[0]
+
     @classmethod
     def from_dense(
         cls, dense: nn.Conv2d, rank: int, *, keep_norm: bool = False, evaluation: str = "factored"
@@ -218,6 +255,9 @@ class LowRankConv2d(LowRankLayer):
 
     def corner(self, tape: Tape, new_left: Tensor, new_right: Tensor) -> Tensor:
         """See :meth:`LowRankLayer.corner`."""
+        sizes = (*new_left.shape[:-2], new_left.shape[-1], new_right.shape[-1])
+        if not math.prod(sizes) or not tape.pairs:  # a basis is full, or the layer was not used
+            return new_left.new_zeros(sizes)
         left = new_left.mT.contiguous()
         terms = (
             correlate(

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from stiefel.lowrank.convert import replace_module
 from stiefel.lowrank.convolution import LowRankConv2d
-from stiefel.lowrank.factored import FactoredConv2d, FactoredLinear, balanced
+from stiefel.lowrank.factored import FactoredConv1D, FactoredConv2d, FactoredLinear, balanced
 from stiefel.lowrank.layer import LowRankLayer
 from stiefel.lowrank.linear import LowRankLinear
 
@@ -66,9 +66,39 @@ def export(
 
 
 def merge(model: nn.Module) -> nn.Module:
-    """Turn every low-rank layer back into an ordinary dense one, in place."""
+    """Turn every low-rank layer, and every one of two factors, back into a dense one, in place."""
     export(model, form="merged")
+    for name, module in list(model.named_modules()):
+        if isinstance(module, FactoredLinear | FactoredConv2d):
+            replace_module(model, name, _multiplied(module).train(module.training))
     return model
+
+
+@torch.no_grad()
+def _multiplied(layer: FactoredLinear | FactoredConv2d) -> nn.Module:
+    """The dense layer of two factors."""
+    if isinstance(layer, FactoredConv1D):
+        return _TransposedLinear(layer.weight.mT, layer.bias)
+    if isinstance(layer, FactoredLinear):
+        linear = nn.Linear(layer.in_features, layer.out_features, bias=False, device="meta")
+        linear.weight, linear.bias = nn.Parameter(layer.weight), layer.bias  # type: ignore[assignment]
+        return linear
+    conv = nn.Conv2d(
+        layer.in_channels,
+        layer.out_channels,
+        layer.kernel_size,
+        layer.stride,
+        layer.padding,
+        layer.dilation,
+        layer.groups,
+        bias=False,
+        device="meta",
+    )
+    conv.weight, conv.bias = nn.Parameter(layer.weight), layer.bias
+    if layer.outer_padding is None:
+        return conv
+    mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
+    return nn.Sequential(_Pad(layer.outer_padding, mode), conv)
 
 
 @torch.no_grad()
@@ -81,6 +111,9 @@ def factored_of(layer: LowRankLayer) -> nn.Module:
         kernel = layer.geometry.kernel_of(factor_in.mT)
         out = factor_out.reshape(-1, factor_out.shape[-1], 1, 1)
         return FactoredConv2d(_plain_conv(layer, kernel.shape[1]), out, kernel.clone(), layer.bias)
+    if isinstance(layer, LowRankLinear) and layer.transposed:
+        stored = factor_in.mT.contiguous(), factor_out.mT.contiguous()
+        return FactoredConv1D(*stored, layer.bias)
     return FactoredLinear(factor_out, factor_in, layer.bias)
 
 

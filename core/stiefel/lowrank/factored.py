@@ -53,6 +53,31 @@ class FactoredLinear(nn.Module):
         return f"{self.in_features} -> {self.factor_in.shape[0]} -> {self.out_features}"
 
 
+class FactoredConv1D(FactoredLinear):
+    """The same where the layer stored W^T: the factors are those of the stored matrix.
+
+    Args:
+        factor_out: ``(m, r)``.
+        factor_in: ``(r, n)``.
+        bias: ``(n,)`` or None.
+    """
+
+    @property
+    def in_features(self) -> int:
+        """M."""
+        return self.factor_out.shape[0]
+
+    @property
+    def out_features(self) -> int:
+        """N."""
+        return self.factor_in.shape[1]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map ``(..., m)`` to ``(..., n)``."""
+        a = functional.linear(x, self.factor_out.mT)
+        return functional.linear(a, self.factor_in.mT, self.bias)
+
+
 class FactoredConv2d(nn.Module):
     """A convolution with r output channels, then a 1 x 1 convolution.
 
@@ -72,12 +97,23 @@ class FactoredConv2d(nn.Module):
         self.factor_out = nn.Parameter(factor_out)
         self.factor_in = nn.Parameter(factor_in)
         self.register_parameter("bias", None if bias is None else _parameter(bias))
-        self.stride, self.dilation, self.groups = like.stride, like.dilation, like.groups
+        self.stride: Any = like.stride
+        self.dilation: Any = like.dilation
+        self.groups = like.groups
+        self.in_channels, self.out_channels = like.in_channels, like.out_channels
+        self.kernel_size: Any = like.kernel_size
         self.padding: Any = like.padding
         self.outer_padding = getattr(like, "outer_padding", None)
         self.padding_mode = like.padding_mode
         if self.outer_padding is None and self.padding_mode != "zeros":
             self.outer_padding, self.padding = tuple(like._reversed_padding_repeated_twice), 0
+
+    @property
+    def weight(self) -> Tensor:
+        """The dense kernel, computed anew; for code that inspects it."""
+        left = self.factor_out.reshape(self.groups, -1, self.factor_out.shape[1])
+        right = self.factor_in.reshape(self.groups, left.shape[-1], -1)
+        return (left @ right).reshape(self.out_channels, *self.factor_in.shape[1:])
 
     def forward(self, x: Tensor) -> Tensor:
         """Map ``(B, C_in, H, W)`` to the output of the convolution."""

@@ -78,7 +78,8 @@ class BiasCorrection:
         x = source.x.reshape(weight.rows, weight.columns)
         moment = self._moments.of(weight.tensor.name, x)
         assert moment is not None
-        change = (widened(x) - _matrix(result)) @ moment.mean
+        moved = widened(x) - _matrix(result)
+        change = (moved.mT if moment.stored_transposed else moved) @ moment.mean
         bias = (task.x.double() + change).to(task.x.dtype)
         new = NewTensor(name, task.item.tensor.dtype, bias, "corrected", {})
         norm = float(torch.linalg.vector_norm(change))

@@ -80,6 +80,7 @@ class ByData:
         moment = self.moments.of(name, x)
         if moment is None:
             return self.otherwise.spectrum(name, x)
+        x = x.mT if moment.stored_transposed else x
         return whitened_values(x, self._root(name, moment))
 
     def decompose(self, task: Task, x: Tensor, rank: int) -> Decomposition:
@@ -89,12 +90,14 @@ class ByData:
         if moment is None:
             return self.otherwise.decompose(task, x, rank)
         root = self._root(name, moment)
-        wide = widened(x)
+        wide = widened(x.mT if moment.stored_transposed else x)
         svd = Svd(*torch.linalg.svd(wide @ root.lower, full_matrices=False))
         whole = float(((wide @ moment.matrix) * wide).sum().clamp_min(0).sqrt()) or 1.0
 
         def cut(r: int) -> LowRank:
             out, into = unwhitened_factors(svd, root, r, self.spec.factors)
+            if moment.stored_transposed:
+                out, into = into.mT.contiguous(), out.mT.contiguous()
             return _measured(x, out.to(x.dtype), into.to(x.dtype))
 
         def more(r: int) -> Mapping[str, float]:

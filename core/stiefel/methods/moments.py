@@ -31,17 +31,21 @@ class Moments:
         )
 
     def of(self, name: str, x: Tensor) -> SecondMoment | None:
-        """Return the moment of the inputs of weight ``name``, ``x (n, m)``; None without one.
+        """Return the moment of the inputs of weight ``name``, stored as ``x``; None without one.
+
+        ``x`` is ``(n, m)``, or ``(m, n)`` where the file says that it is transposed.
 
         Raises:
             InvalidInputError: a moment of another width or of a complex weight, a count that is
                 no positive number, or values that are not finite.
         """
-        stem, m = factor_stem(name), x.shape[1]
+        stem = factor_stem(name)
+        turned = f"{stem}.transposed" in self._reader.table.tensors
+        m = x.shape[0] if turned else x.shape[1]
         matrix = self._read(f"{stem}.second_moment", name, x, (m, m))
         if matrix is None:
             return None
-        moment = SecondMoment(m)
+        moment = SecondMoment(m, stored_transposed=turned)
         moment.matrix = matrix
         if self.knows_mean(name):
             total = self._read(f"{stem}.first_moment", name, x, (m,))
@@ -62,8 +66,8 @@ class Moments:
         value = read_finite(self._reader, info)
         if x.is_complex() or tuple(value.shape) != shape:
             raise InvalidInputError(
-                f"{part!r} is {tuple(value.shape)}, but {name!r} takes real inputs of "
-                f"width {x.shape[1]}",
+                f"{part!r} is {tuple(value.shape)}; for the real inputs of {name!r} it would be "
+                f"{shape}",
                 code="calibration_width",
                 tensor=name,
                 fix="Make the moment from the inputs of this layer, one row per input.",

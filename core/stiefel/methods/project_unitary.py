@@ -53,8 +53,11 @@ def project(spec: ProjectUnitarySpec, task: Task, moments: Moments | None = None
     gain = float(nearest.sigma.mean()) if spec.scale == "mean" else 1.0
     factor, effort = nearest.factor, dict[str, float]()
     if moment is not None:
-        aware = procrustes_for_moment(widened(matrix), moment.matrix, scale=spec.scale)
-        factor, gain = aware.factor.mH if wide else aware.factor, aware.gain
+        turned = moment.stored_transposed
+        weight = widened(matrix.mT if turned else matrix)
+        aware = procrustes_for_moment(weight, moment.matrix, scale=spec.scale)
+        own = aware.factor.mT if turned else aware.factor
+        factor, gain = own.mH if wide else own, aware.gain
     elif spec.algorithm == "uwpa":
         factor, effort = _fitted(spec, x, task)
     values = factor if gain == 1.0 else gain * factor
@@ -63,7 +66,7 @@ def project(spec: ProjectUnitarySpec, task: Task, moments: Moments | None = None
     kept = widened(stored.reshape(item.rows, item.columns))
     claims = _claims(x, kept.mH if wide else kept, nearest, gain)
     if moment is not None:
-        claims |= _output_claims(widened(matrix), kept, moment.matrix, aware)
+        claims |= _output_claims(weight, kept.mT if turned else kept, moment.matrix, aware)
     before = {
         "largest_singular_value": float(nearest.sigma[0]),
         "least_singular_value": float(nearest.sigma[-1]),

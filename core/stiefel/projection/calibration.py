@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from stiefel.conv1d import is_transposed_linear
 from stiefel.errors import InvalidInputError
 from stiefel.projection.rank_rules import ranks_for_budget
 from stiefel.projection.whitening import (
@@ -39,42 +41,22 @@ def collect_moments(
         names: linear layers and ungrouped 2-d convolutions, whose rows are their patches.
         batches: each a tensor, a tuple of arguments, or a mapping of keywords.
 
-    Layers that receive the very same tensor, such as q, k and v, share one moment.
+    Layers that always receive the very same tensors, such as q, k and v, share one moment.
 
     Cost: one pass over the data and 2 m^2 flops per row and distinct input, in float64.
     """
     modules = {name: model.get_submodule(name) for name in names}
-    moments: dict[str, SecondMoment] = {}
-    shared: dict[str, str] = {}
-    last: list[tuple[Tensor, str]] = []
-
-    def watch(name: str, module: nn.Module) -> Callable[[nn.Module, tuple[Any, ...]], None]:
-        def hook(_: nn.Module, args: tuple[Any, ...]) -> None:
-            leader = next((other for x, other in last if x is args[0]), name)
-            if (
-                leader != name
-                and shared.setdefault(name, leader) == leader
-                and (name not in moments or moments[name] is moments[leader])
-            ):
-                moments[name] = moments[leader]
-                return
-            last.append((args[0], name))
-            rows = input_rows(module, args[0])
-            if name not in moments:
-                moments[name] = SecondMoment(rows.shape[-1], device=rows.device)
-            moments[name].add(rows)
-
-        return hook
-
-    hooks = [m.register_forward_pre_hook(watch(n, m)) for n, m in modules.items()]
+    gathering = _Gathering(modules)
+    hooks = [m.register_forward_pre_hook(gathering.hook(n)) for n, m in modules.items()]
     try:
         with torch.no_grad():
             for batch in batches:
                 call(model, batch)
-                last.clear()
+                gathering.forget_tensors()
     finally:
         for hook in hooks:
             hook.remove()
+    moments = gathering.moments
     absent = sorted(set(names) - set(moments))
     if absent:
         raise InvalidInputError(
@@ -85,16 +67,76 @@ def collect_moments(
     return moments
 
 
+class _Gathering:
+    """Moments by layer; layers of one history share one, and part when their histories do."""
+
+    def __init__(self, modules: Mapping[str, nn.Module]) -> None:
+        self.moments: dict[str, SecondMoment] = {}
+        self._modules = modules
+        self._nodes: dict[tuple[Any, ...], int] = {}  # (history before, tensor) -> history
+        self._history = {n: self._node("patches", _patches(m)) for n, m in modules.items()}
+        self._tensors: list[tuple[Tensor, int]] = []  # of this batch, with their versions
+        self._earlier = 0
+
+    def hook(self, name: str) -> Callable[[nn.Module, tuple[Any, ...]], None]:
+        """What the layer calls with its arguments."""
+        return lambda _, args: self._receive(name, args[0])
+
+    def forget_tensors(self) -> None:
+        """The batch is over."""
+        self._earlier += len(self._tensors)
+        self._tensors.clear()
+
+    def _receive(self, name: str, x: Tensor) -> None:
+        self._history[name] = self._node(self._history[name], self._number(x))
+        others = [n for n in self.moments if n != name]
+        for other in others:
+            if self._history[other] == self._history[name]:
+                self.moments[name] = self.moments[other]
+                return
+        module = self._modules[name]
+        rows = input_rows(module, x)
+        moment = self.moments.get(name) or SecondMoment(
+            rows.shape[-1], device=rows.device, stored_transposed=is_transposed_linear(module)
+        )
+        if any(self.moments[other] is moment for other in others):
+            moment = copy.deepcopy(moment)
+        moment.add(rows)
+        self.moments[name] = moment
+
+    def _number(self, x: Tensor) -> int:
+        """Which tensor of all this is; one that was changed in place is another."""
+        now = 0 if x.is_inference() else x._version
+        for index, (tensor, version) in enumerate(self._tensors):
+            if tensor is x and version == now:
+                return self._earlier + index
+        self._tensors.append((x, now))
+        return self._earlier + len(self._tensors) - 1
+
+    def _node(self, *key: Any) -> int:
+        return self._nodes.setdefault(key, len(self._nodes))
+
+
+def _patches(module: nn.Module) -> tuple[Any, ...]:
+    """How the layer makes rows of its input, and how its weight goes with them."""
+    if not isinstance(module, nn.Conv2d):
+        return (is_transposed_linear(module),)
+    return module.kernel_size, module.dilation, module.padding, module.stride
+
+
 def moment_tensors(moments: Mapping[str, SecondMoment]) -> dict[str, Tensor]:
     """The moments as the conversion methods' ``calibration`` file names them.
 
-    ``N.second_moment`` (m, m), ``N.first_moment`` (m,) and ``N.count`` of every layer N.
+    ``N.second_moment`` (m, m), ``N.first_moment`` (m,) and ``N.count`` of every layer N, and
+    ``N.transposed`` where its weight is stored as ``(m, n)``.
     """
     tensors = {}
     for name, moment in moments.items():
         tensors[f"{name}.second_moment"] = moment.matrix.clone()
         tensors[f"{name}.first_moment"] = moment.total.clone()
         tensors[f"{name}.count"] = torch.tensor(float(moment.count), dtype=torch.float64)
+        if moment.stored_transposed:
+            tensors[f"{name}.transposed"] = torch.ones((), dtype=torch.float64)
     return tensors
 
 
@@ -202,16 +244,20 @@ def matrix_of(module: nn.Module) -> Tensor:
     """The layer's weight as ``(n, m)``."""
     weight = module.weight
     assert isinstance(weight, Tensor)
-    return weight.detach().reshape(weight.shape[0], -1)
+    matrix = weight.detach().reshape(weight.shape[0], -1)
+    return matrix.mT if is_transposed_linear(module) else matrix
 
 
 def store(tensors: dict[str, Tensor], name: str, module: nn.Module, result: Whitened) -> None:
-    """Put the layer's factors in place of its weight."""
+    """Put the layer's factors, those of the matrix as it is stored, in place of its weight."""
     weight = tensors.pop(f"{name}.weight")
+    outer, inner = result.factor_out, result.factor_in
+    if is_transposed_linear(module):
+        outer, inner = inner.mT.contiguous(), outer.mT.contiguous()
     ones = (1,) * (weight.ndim - 2)
-    tensors[f"{name}.factor_out"] = result.factor_out.reshape(*result.factor_out.shape, *ones)
-    tensors[f"{name}.factor_in"] = result.factor_in.reshape(result.rank, *weight.shape[1:])
-    assert math.prod(weight.shape[1:]) == result.factor_in.shape[1]
+    tensors[f"{name}.factor_out"] = outer.reshape(*outer.shape, *ones)
+    tensors[f"{name}.factor_in"] = inner.reshape(result.rank, *weight.shape[1:])
+    assert math.prod(weight.shape[1:]) == inner.shape[1]
     if result.bias_change is not None:
         tensors[f"{name}.bias"] = tensors[f"{name}.bias"] + result.bias_change
 

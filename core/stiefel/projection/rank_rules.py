@@ -43,43 +43,50 @@ def ranks_for_budget(
     spectra: Mapping[str, Sequence[float]],
     shapes: Mapping[str, tuple[int, int]],
     budget: int,
+    *,
+    least: int = 1,
+    step: int = 1,
 ) -> dict[str, int]:
     """Spread ``budget`` parameters over matrices so that they retain the most energy.
 
     Greedy by energy per parameter, ``sigma_i^2 / ||W||^2 / (n + m)``; since gains descend
     within each matrix, no other choice of equal cost retains more, up to the last item.
-    Every matrix gets rank 1 first. A matrix stops where its factors would be as large as it
+    Every matrix gets the least rank first. A matrix stops where its factors would be as large as it
     is: the full rank costs n * m then, not r (n + m).
 
     Args:
         spectra: singular values by name, descending.
         shapes: (n, m) by name.
-        budget: total parameters of all factors; never exceeded unless rank 1 everywhere is
-            already more.
+        budget: total parameters of all factors; never exceeded unless the least rank everywhere
+            is already more.
+        least: rank that every matrix gets, as far as it has so many.
+        step: ranks are multiples of it, but for the full rank.
 
     Cost: O(k log L) for k ranks given out over L matrices.
     """
     energy = {
         name: sum(value * value for value in values) or 1.0 for name, values in spectra.items()
     }
-    ranks = dict.fromkeys(spectra, 1)
-    left = budget - sum(sum(shapes[name]) for name in spectra)
-    heap = [
-        (-_gain(spectra[name], 1, energy[name], shapes[name]), name) for name in sorted(spectra)
-    ]
+    first = -(-max(1, least) // step) * step
+    ranks = {name: min(first, *shapes[name]) for name in spectra}
+    left = budget - sum(ranks[name] * sum(shapes[name]) for name in spectra)
+
+    def offer(name: str) -> tuple[float, str]:
+        """Minus the energy per parameter of the next ranks, so that the heap's first is best."""
+        more = spectra[name][ranks[name] : ranks[name] + step]
+        gain = sum(value * value for value in more) / energy[name]
+        return -gain / (max(1, len(more)) * sum(shapes[name])), name
+
+    heap = [offer(name) for name in sorted(spectra)]
     heapq.heapify(heap)
     while heap:
         gain, name = heapq.heappop(heap)
-        rank, cost = ranks[name], sum(shapes[name])
-        if gain == 0 or cost > left or (rank + 1) * cost >= shapes[name][0] * shapes[name][1]:
+        n, m = shapes[name]
+        rank = min(ranks[name] + step, n, m)
+        cost = (rank - ranks[name]) * (n + m)
+        if gain == 0 or cost > left or rank * (n + m) >= n * m:
             continue
-        ranks[name] = rank + 1
+        ranks[name] = rank
         left -= cost
-        heapq.heappush(heap, (-_gain(spectra[name], rank + 1, energy[name], shapes[name]), name))
+        heapq.heappush(heap, offer(name))
     return ranks
-
-
-def _gain(values: Sequence[float], rank: int, energy: float, shape: tuple[int, int]) -> float:
-    if rank >= len(values):
-        return 0.0
-    return values[rank] ** 2 / energy / sum(shape)

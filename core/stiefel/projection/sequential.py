@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from stiefel.conv1d import is_transposed_linear
 from stiefel.errors import InvalidInputError
 from stiefel.linalg.truncated_svd import Svd, widened
 from stiefel.projection.calibration import (
@@ -212,6 +213,8 @@ def _replace(module: nn.Module, result: Whitened) -> None:
     """Let the copy of the model compute as the factored layer will."""
     weight, bias = module.weight, getattr(module, "bias", None)
     assert isinstance(weight, Tensor)
-    weight.copy_((result.factor_out @ result.factor_in).reshape(weight.shape))
+    product = result.factor_out @ result.factor_in
+    product = product.mT if is_transposed_linear(module) else product
+    weight.copy_(product.reshape(weight.shape))
     if bias is not None and result.bias_change is not None:
         bias += result.bias_change

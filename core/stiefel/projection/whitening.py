@@ -27,9 +27,18 @@ class SecondMoment:
     Args:
         width: m, the length of a row.
         device: where the m x m matrix lives.
+        stored_transposed: whether the layer that receives the rows stores the transpose of its
+            weight.
     """
 
-    def __init__(self, width: int, *, device: torch.device | str | None = None) -> None:
+    def __init__(
+        self,
+        width: int,
+        *,
+        device: torch.device | str | None = None,
+        stored_transposed: bool = False,
+    ) -> None:
+        self.stored_transposed = stored_transposed
         self.matrix = torch.zeros(width, width, dtype=torch.float64, device=device)
         self.total = torch.zeros(width, dtype=torch.float64, device=device)
         self.count = 0

@@ -48,7 +48,8 @@ class ConversionSpec(MethodSpec):
         description="Artifact id of a safetensors file with what the layers' inputs look like: "
         "for `a.weight` (out x in) the tensor `a.second_moment` (in x in), the sum of x x^T "
         "over inputs x, and optionally `a.first_moment` (in), the sum of x, and `a.count`, how "
-        "many. Such a weight is converted so that the layer's output changes least; a weight "
+        "many; `a.transposed` says that the weight is stored in x out. Such a weight is converted "
+        "so that the layer's output changes least; a weight "
         "without one is converted by itself.",
     )
 

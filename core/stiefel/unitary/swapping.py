@@ -109,8 +109,10 @@ def _swap(model: nn.Module, name: str, module: nn.Module, *, keep_scale: bool) -
             layer.get_buffer("gain").fill_(gain)
     layer.get_parameter("frame").requires_grad_(not frozen)
     layer.to(old.device).train(module.training)
-    parent, _, child = name.rpartition(".")
-    setattr(model.get_submodule(parent), child, layer)
+    for parent in list(model.modules()):  # wherever it stands: a shared layer stays shared
+        for child, found in list(parent._modules.items()):
+            if found is module:
+                setattr(parent, child, layer)
     distance = (frame / gain - factor).norm() / (frame / gain).norm() if gain else factor.norm()
     return Swapped(name, type(layer).__name__, float(distance), gain)
 

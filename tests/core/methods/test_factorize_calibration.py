@@ -66,6 +66,18 @@ def test_output_error_is_as_claimed_and_below_that_of_the_plain_conversion(
     assert "calibration.safetensors" not in {p.name for p in (tmp_path / "aware").glob("out*/*")}
 
 
+def test_a_weight_that_is_stored_transposed_is_converted_as_the_layer_uses_it(
+    tmp_path: Path, weights: dict[str, Tensor], x: Tensor
+) -> None:
+    options: dict[str, Any] = {"rule": {"by": "rank", "value": 5}}
+    turned = {name: weight.mT.contiguous() for name, weight in weights.items()}
+    mark = {"a.transposed": torch.ones(())}
+    usual = convert(tmp_path / "usual", weights, x.T @ x, **options).tensors()
+    other = convert(tmp_path / "other", turned, x.T @ x, mark, **options).tensors()
+    product, stored = (t["a.factor_out"] @ t["a.factor_in"] for t in (usual, other))
+    assert torch.allclose(stored.mT, product, atol=1e-5)
+
+
 def test_tolerance_judges_the_output(tmp_path: Path, weights: dict[str, Tensor], x: Tensor) -> None:
     rule = {"by": "tolerance", "value": 0.05}
     result = convert(tmp_path, weights, x.T @ x, rule=rule, break_even=False)
@@ -77,7 +89,7 @@ def test_tolerance_judges_the_output(tmp_path: Path, weights: dict[str, Tensor],
 def test_a_moment_of_another_layer_is_refused(
     tmp_path: Path, weights: dict[str, Tensor], x: Tensor
 ) -> None:
-    with pytest.raises(InvalidInputError, match="width 16") as caught:
+    with pytest.raises(InvalidInputError, match=r"\(16, 16\)") as caught:
         convert(tmp_path, weights, torch.eye(7), rule={"by": "rank", "value": 5})
     assert caught.value.code == "calibration_width"
 

@@ -208,3 +208,11 @@ def test_a_budget_is_never_exceeded(sizes: list[tuple[int, int]], budget: int) -
     least = sum(map(sum, sizes))
     assert sum(rank * sum(shapes[name]) for name, rank in ranks.items()) <= max(budget, least)
     assert all(rank >= 1 for rank in ranks.values())
+
+
+@pytest.mark.parametrize(("least", "step"), [(1, 8), (5, 1), (3, 4)])
+def test_rounded_ranks_stay_within_the_budget(least: int, step: int) -> None:
+    spectra = {name: [2.0**-i for i in range(64)] for name in "abcd"}
+    ranks = ranks_for_budget(spectra, dict.fromkeys("abcd", (64, 64)), 6000, least=least, step=step)
+    assert sum(rank * 128 for rank in ranks.values()) <= 6000
+    assert all(rank >= least and rank % step == 0 for rank in ranks.values())

@@ -1,0 +1,169 @@
+"""Swapped layers inside models that share, inspect, mask or transpose them."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.utils.prune import l1_unstructured
+
+from stiefel.conv1d import is_transposed_linear
+from stiefel.errors import InvalidInputError
+from stiefel.lowrank import (
+    LowRankConv2d,
+    LowRankIntegrator,
+    export,
+    load_factored,
+    merge,
+    to_low_rank,
+)
+from stiefel.projection.calibration import collect_moments, factorize_model
+
+
+class Conv1D(nn.Module):
+    """As Hugging Face models have it: ``y = x W + b`` with W of shape ``(nx, nf)``."""
+
+    def __init__(self, nf: int, nx: int) -> None:
+        super().__init__()
+        self.nf = nf
+        self.weight, self.bias = nn.Parameter(torch.randn(nx, nf)), nn.Parameter(torch.randn(nf))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x @ self.weight + self.bias
+
+
+def transposed() -> nn.Sequential:
+    return nn.Sequential(Conv1D(16, 16), nn.Tanh(), Conv1D(24, 16), nn.Linear(24, 3))
+
+
+def test_transposed_layers_go_through_every_file_and_back(generator):
+    model, x = transposed(), torch.randn(5, 16, generator=generator)
+    assert is_transposed_linear(model[0])
+    to_low_rank(model, 4)
+    wanted = model(x)
+    trained = load_factored(transposed(), model.state_dict()).model
+    assert torch.allclose(trained(x), wanted)
+    plain = transposed()
+    plain.load_state_dict(merge(trained).state_dict())
+    assert torch.allclose(plain(x), wanted, atol=1e-5)
+    export(model, form="factored")
+    for _ in range(2):  # what was loaded can be saved and loaded again
+        model = load_factored(transposed(), model.state_dict()).model
+        assert torch.allclose(model(x), wanted, atol=1e-5)
+    plain.load_state_dict(merge(model).state_dict())
+    assert torch.allclose(plain(x), wanted, atol=1e-5)
+
+
+def test_transposed_layers_are_factored_by_what_they_see(generator):
+    model, x = transposed(), torch.randn(200, 16, generator=generator)
+    made = factorize_model(model, collect_moments(model, ["0", "2"], [x]), ranks={"0": 4, "2": 6})
+    loaded = load_factored(transposed(), made.tensors).model
+    for name, seen in (("0", x), ("2", torch.tanh(model[0](x)))):
+        change = loaded.get_submodule(name)(seen) - model.get_submodule(name)(seen)
+        error = made.layers[name].predicted_error
+        assert float(change.detach().norm()) == pytest.approx(error, rel=1e-4)
+
+
+def test_a_layer_under_two_names_stays_one(generator):
+    model = nn.Sequential(nn.Linear(8, 8))
+    model.add_module("again", model[0])
+    model.add_module("head", nn.Linear(8, 2))
+    to_low_rank(model, 2)
+    assert model[0] is model[1]
+    assert type(model[0]).__name__ == "LowRankLinear"
+    assert type(merge(model)[0]) is nn.Linear
+    assert model[0] is model[1]
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_a_convolution_trains_on_when_a_basis_is_full(groups, layout, generator):
+    model = nn.Sequential(LowRankConv2d.from_dense(nn.Conv2d(8, 8, 3, groups=groups), 8 // groups))
+    integrator = LowRankIntegrator(model, torch.optim.SGD(model.parameters(), 0.01))
+    x = torch.randn(2, 8, 6, 6, generator=generator).to(memory_format=layout)
+    for _ in range(6):
+        integrator.zero_grad()
+        model(x).square().sum().backward()
+        integrator.step()
+    assert all(bool(value.isfinite().all()) for value in model.state_dict().values())
+
+
+def test_a_transformer_encoder_takes_masks(generator):
+    layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+    model = nn.TransformerEncoder(layer, 1)
+    to_low_rank(model, 2, keep_last=False)
+    x = torch.randn(2, 5, 8, generator=generator)
+    mask = torch.tensor([[False] * 5, [False] * 4 + [True]])
+    assert model.eval()(x, src_key_padding_mask=mask).shape == x.shape
+
+
+def test_loading_keeps_the_mode_of_a_layer():
+    build = lambda: nn.Sequential(nn.MultiheadAttention(8, 2, dropout=0.5))  # noqa: E731
+    model = build()
+    to_low_rank(model, 2, keep_last=False)
+    assert not load_factored(build().eval(), model.state_dict()).model[0].training
+
+
+def test_factors_of_a_whole_grouped_kernel_are_multiplied(generator):
+    pair = {
+        "0.factor_out": torch.randn(16, 4, 1, 1, generator=generator),
+        "0.factor_in": torch.randn(4, 4, 3, 3, generator=generator),
+        "0.bias": torch.zeros(16),
+    }
+    loaded = load_factored(nn.Sequential(nn.Conv2d(16, 16, 3, groups=4)), pair)
+    assert loaded.merged == ("0.weight",)
+    assert loaded.model(torch.randn(1, 16, 5, 5)).shape == (1, 16, 3, 3)
+
+
+def test_factors_of_another_shape_are_refused_and_another_dtype_is_cast(generator):
+    pair = {
+        "0.factor_out": torch.randn(16, 4, generator=generator),
+        "0.factor_in": torch.randn(4, 16, generator=generator),
+        "0.bias": torch.zeros(16),
+    }
+    model = load_factored(nn.Sequential(nn.Linear(16, 16)).double(), pair).model
+    assert model(torch.randn(2, 16, dtype=torch.float64)).dtype == torch.float64
+    with pytest.raises(InvalidInputError, match=r"make \[16, 16\]"):
+        load_factored(nn.Sequential(nn.Linear(9, 16)), pair)
+
+
+def test_a_convolution_shows_what_code_asks_it_for():
+    like = nn.Conv2d(4, 8, 3, stride=2, padding=1, dilation=2, groups=2)
+    layer = LowRankConv2d.from_dense(like, 3)
+    names = ("kernel_size", "stride", "padding", "dilation", "groups")
+    for name in (*names, "in_channels", "out_channels"):
+        assert getattr(layer, name) == getattr(like, name)
+    model = nn.Sequential(layer)
+    weight = layer.weight.detach().reshape(like.weight.shape)
+    export(model, form="factored")
+    assert model[0].in_channels == 4
+    assert torch.allclose(model[0].weight, weight, atol=1e-6)
+
+
+def test_what_cannot_be_swapped_is_listed():
+    model = nn.Sequential(nn.Conv1d(8, 8, 3), nn.Linear(16, 16), nn.Linear(16, 16))
+    l1_unstructured(model[1], "weight", 0.5)
+    model.add_module("3", nn.Linear(16, 16))
+    reasons = dict(to_low_rank(model, 4).skipped)
+    assert "Conv1d" in reasons["0"]
+    assert reasons["1"] == "the weight is parametrized"
+
+
+def test_layers_share_a_moment_only_while_they_receive_the_same(generator):
+    model = nn.ModuleDict({name: nn.Linear(6, 6) for name in "abc"})
+    x, z = (torch.randn(10, 6, generator=generator) for _ in range(2))
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layers = model
+
+        def forward(self, x):
+            a, b = self.layers["a"](x), self.layers["b"](x)
+            again = self.layers["a"](z)
+            return a + b + again + self.layers["c"](x.mul_(2))
+
+    moments = collect_moments(Net(), [f"layers.{n}" for n in "abc"], [x.clone()])
+    assert [moments[f"layers.{n}"].count for n in "abc"] == [20, 10, 10]
+    b, c = (moments[f"layers.{n}"].matrix for n in "bc")
+    assert torch.allclose(c, 4 * b)
