@@ -31,7 +31,13 @@ from stiefel.lowrank.members import (
     trainable_layers,
 )
 from stiefel.lowrank.product import Tape
-from stiefel.lowrank.steps import Factors, Gradients, augment, augmented_gradient
+from stiefel.lowrank.steps import (
+    Factors,
+    Gradients,
+    augment,
+    augmented_gradient,
+    scale_since,
+)
 from stiefel.lowrank.transport import pad_state, rotate_state
 from stiefel.lowrank.truncation import truncate_core
 
@@ -225,12 +231,16 @@ class LowRankIntegrator:
         if tape is None or tape.grad_k is None or tape.grad_l is None or layer.S.grad is None:
             return
         dtype, shape = layer.S.dtype, layer.S.shape
-        gradients = Gradients(tape.grad_k.to(dtype), tape.grad_l.to(dtype), layer.S.grad)
+        scale = scale_since(layer.U, tape.grad_k.to(dtype), layer.S.grad)
+        gradients = Gradients(
+            scale * tape.grad_k.to(dtype), scale * tape.grad_l.to(dtype), layer.S.grad
+        )
         grown, new_left, new_right = augment(layer.factors, gradients.grad_k, gradients.grad_l)
         corner = None
         if self.variant == "exact":
             corner = layer.corner(tape, new_left, new_right)
             reduce.average_([corner])
+            corner = scale * corner
         gradient = augmented_gradient(gradients, new_left, new_right, corner)
         layer.set_factors(grown)
         layer.S.grad = gradient

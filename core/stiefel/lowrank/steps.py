@@ -65,6 +65,20 @@ def augment(
     return Augmented(grown, new_left, new_right)
 
 
+def scale_since(left: Tensor, grad_k: Tensor, grad_s: Tensor) -> Tensor:
+    """By how much S's gradient was scaled after the backward pass that left ``grad_k``.
+
+    A clipped or unscaled gradient of S stands beside untouched ones of the bases; since
+    dS = U^T dK, the scale can be read off. Up to a hundredth it is taken for rounding, and is 1.
+
+    Returns:
+        a scalar, 1 where nothing can be told.
+    """
+    whole = left.mT @ grad_k
+    scale = (whole * grad_s).sum() / (whole * whole).sum()
+    return torch.where((scale - 1).abs() > 0.01, scale, 1.0)
+
+
 def augmented_gradient(
     gradients: Gradients, new_left: Tensor, new_right: Tensor, corner: Tensor | None
 ) -> Tensor:

@@ -268,3 +268,23 @@ def test_complement_is_orthonormal_whatever_the_block(normal, algorithm, kind):
     )
     if kind in ("full", "deficient"):
         torch.testing.assert_close(both @ (both.mT @ block), block)
+
+
+@pytest.mark.parametrize("how", ["clipped", "scaled"])
+def test_the_bases_follow_what_is_done_to_the_gradient_of_the_core(generator, how):
+    nets = [network(torch.Generator().manual_seed(1)) for _ in range(2)]
+    x = torch.randn(32, 12, generator=generator)
+    for net, touched in zip(nets, (False, True), strict=True):
+        integrator = LowRankIntegrator(net, torch.optim.SGD(net.parameters(), lr=0.1))
+        # Multiplied before the backward pass in one, after it in the other.
+        (net(x).square().mean() * (1.0 if touched else 1e-3)).backward()
+        parameters = list(net.parameters())
+        if touched and how == "clipped":
+            norm = torch.nn.utils.get_total_norm([p.grad for p in parameters])
+            torch.nn.utils.clip_grad_norm_(parameters, 1e-3 * float(norm))
+        elif touched:
+            torch._foreach_mul_([p.grad for p in parameters], 1e-3)
+        integrator.step()
+    for one, two in zip(*(net.children() for net in nets), strict=True):
+        if isinstance(one, LowRankLinear):
+            assert torch.allclose(one.weight, two.weight, atol=1e-6)
