@@ -64,6 +64,31 @@ class LowRankMultiheadAttention(nn.Module):
             projections[name] = layer
         return cls(dense, projections)
 
+    @torch.no_grad()
+    def to_dense(self) -> nn.MultiheadAttention:
+        """The ordinary layer of the same function."""
+        names = ("in_proj",) if self.stacked else ("q_proj", "k_proj", "v_proj")
+        parts = [self.get_submodule(name) for name in names]
+        weights = [_weight_of(part) for part in parts]
+        biases = [part.bias for part in parts if isinstance(part.bias, Tensor)]
+        dense = nn.MultiheadAttention(
+            self.embed_dim,
+            self.num_heads,
+            self.dropout,
+            bias=bool(biases),
+            kdim=weights[-2].shape[1] if len(parts) > 1 else None,
+            vdim=weights[-1].shape[1] if len(parts) > 1 else None,
+            batch_first=self.batch_first,
+            device="meta",
+        )
+        for name, weight in zip(names, weights, strict=True):
+            setattr(dense, f"{name}_weight", nn.Parameter(weight.clone()))
+        if biases:
+            dense.in_proj_bias = nn.Parameter(torch.cat(biases))
+        dense.out_proj.weight = nn.Parameter(_weight_of(self.out_proj).clone())
+        dense.out_proj.bias = self.out_proj.bias  # type: ignore[assignment]
+        return dense.train(self.training)
+
     def forward(
         self,
         query: Tensor,
@@ -121,6 +146,12 @@ class LowRankMultiheadAttention(nn.Module):
             hidden = _additive(padding, q.dtype)[:, None, None, :]
             total = hidden if total is None else total + hidden
         return total
+
+
+def _weight_of(projection: nn.Module) -> Tensor:
+    weight = projection.weight
+    assert isinstance(weight, Tensor)
+    return weight
 
 
 def why_not(dense: nn.MultiheadAttention) -> str | None:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import safetensors.torch
+import torch
 from torch import Tensor, nn
 
 from stiefel.conv1d import as_linear, is_transposed_linear
@@ -47,6 +48,7 @@ def load_factored(
         InvalidInputError: names or shapes do not fit the model.
     """
     tensors = dict(source) if isinstance(source, Mapping) else safetensors.torch.load_file(source)
+    attended = _fill_attention(model, tensors)
     factored, merged = _place_pairs(model, tensors)
     low_rank = _place_triples(model, tensors)
     try:
@@ -62,7 +64,7 @@ def load_factored(
             code="checkpoint_mismatch",
             fix="load into the architecture the checkpoint was made from",
         )
-    return Loaded(model, tuple(factored), tuple(low_rank), tuple(merged))
+    return Loaded(model, tuple(factored), tuple(low_rank), (*attended, *merged))
 
 
 def _stems(tensors: Mapping[str, Tensor], suffixes: tuple[str, ...]) -> list[str]:
@@ -72,6 +74,29 @@ def _stems(tensors: Mapping[str, Tensor], suffixes: tuple[str, ...]) -> list[str
         for name in tensors
         if name.endswith(first) and all(name.removesuffix(first) + s in tensors for s in suffixes)
     ]
+
+
+def _fill_attention(model: nn.Module, tensors: dict[str, Tensor]) -> list[str]:
+    """Give exported projections the names that ``nn.MultiheadAttention`` has for them."""
+    filled = []
+    for name, module in model.named_modules():
+        if not isinstance(module, nn.MultiheadAttention):
+            continue
+        start = f"{name}." if name else ""
+        for part in ("in_proj", "q_proj", "k_proj", "v_proj", "out_proj"):
+            stem = start + part
+            own = f"{stem}.weight" if part == "out_proj" else f"{stem}_weight"
+            if all(stem + suffix in tensors for suffix in PAIR):
+                tensors[own] = product_of(*(tensors.pop(stem + suffix) for suffix in PAIR))
+                filled.append(own)
+            elif own != f"{stem}.weight" and f"{stem}.weight" in tensors:
+                tensors[own] = tensors.pop(f"{stem}.weight")
+        stems = [start + part for part in ("in_proj", "q_proj", "k_proj", "v_proj")]
+        # Beside U, S and V the bias belongs to a low-rank projection, which has one of its own.
+        exported = [s for s in stems if f"{s}.bias" in tensors and f"{s}.U" not in tensors]
+        if found := [tensors.pop(f"{stem}.bias") for stem in exported]:
+            tensors[f"{start}in_proj_bias"] = torch.cat(found)
+    return filled
 
 
 def _place_pairs(model: nn.Module, tensors: dict[str, Tensor]) -> tuple[list[str], list[str]]:

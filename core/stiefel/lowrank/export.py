@@ -10,6 +10,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from stiefel.lowrank.attention import LowRankMultiheadAttention
 from stiefel.lowrank.convert import replace_module
 from stiefel.lowrank.convolution import LowRankConv2d
 from stiefel.lowrank.factored import FactoredConv1D, FactoredConv2d, FactoredLinear, balanced
@@ -41,7 +42,8 @@ def export(
         example: arguments of one call of ``model``. With ``auto`` each layer is timed on the
             input it receives; without, the form that stores fewer numbers is taken.
 
-    Attention layers keep their class; the projections inside are replaced.
+    Attention layers keep their class; the projections inside are replaced. :func:`merge` turns
+    them back too.
 
     Cost: for ``auto`` about 20 evaluations of every layer.
     """
@@ -71,6 +73,9 @@ def merge(model: nn.Module) -> nn.Module:
     for name, module in list(model.named_modules()):
         if isinstance(module, FactoredLinear | FactoredConv2d):
             replace_module(model, name, _multiplied(module).train(module.training))
+    for name, module in list(model.named_modules()):
+        if isinstance(module, LowRankMultiheadAttention):
+            replace_module(model, name, module.to_dense())
     return model
 
 

@@ -167,3 +167,30 @@ def test_layers_share_a_moment_only_while_they_receive_the_same(generator):
     assert [moments[f"layers.{n}"].count for n in "abc"] == [20, 10, 10]
     b, c = (moments[f"layers.{n}"].matrix for n in "bc")
     assert torch.allclose(c, 4 * b)
+
+
+@pytest.mark.parametrize("sizes", [{}, {"kdim": 6, "vdim": 10}])
+@pytest.mark.parametrize("form", ["factored", "merged", "turned back", "trained"])
+def test_attention_finds_back_into_the_ordinary_layer(sizes, form, generator):
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.attend = nn.MultiheadAttention(8, 2, batch_first=True, **sizes)
+
+        def forward(self, q, k, v):
+            return self.attend(q, k, v)[0]
+
+    widths = (8, sizes.get("kdim", 8), sizes.get("vdim", 8))
+    given = [torch.randn(2, 5, width, generator=generator) for width in widths]
+    net = Net()
+    to_low_rank(net, 2, keep_last=False)
+    wanted = net(*given)
+    if form == "turned back":
+        plain = Net()
+        plain.load_state_dict(merge(net).state_dict())
+        assert type(net.attend) is nn.MultiheadAttention
+    else:
+        if form != "trained":
+            export(net, form=form)
+        plain = load_factored(Net(), net.state_dict()).model
+    assert torch.allclose(plain(*given), wanted, atol=1e-6)
