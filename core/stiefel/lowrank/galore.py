@@ -41,6 +41,8 @@ class GaLoreAdamW(torch.optim.Optimizer):
     Source: Zhao et al., GaLore, arXiv 2403.03507; Refael et al., AdaRankGrad, arXiv 2410.17881.
     """
 
+    _skipped = 0  # of the class, since a copied or unpickled optimizer has no __init__
+
     def __init__(
         self,
         params: Iterable[Any],
@@ -54,6 +56,8 @@ class GaLoreAdamW(torch.optim.Optimizer):
         weight_decay: float = 0.0,
         scale: float = 1.0,
     ) -> None:
+        if not lr >= 0 or not all(0 <= beta < 1 for beta in betas):
+            raise InvalidInputError(f"lr={lr}, betas={betas}", fix="lr >= 0, betas in [0, 1)")
         if rank < 1 or period < 1 or (energy is not None and not 0 < energy <= 1):
             raise InvalidInputError(
                 f"rank={rank}, period={period}, energy={energy}",
@@ -71,7 +75,6 @@ class GaLoreAdamW(torch.optim.Optimizer):
             "scale": scale,
         }
         super().__init__(params, defaults)
-        self._skipped = 0
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group; complex parameters are refused."""

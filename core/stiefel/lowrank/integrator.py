@@ -97,7 +97,7 @@ class LowRankIntegrator:
         grow_only: bool = False,
         clip: float | None = None,
     ) -> None:
-        if phase < 1:
+        if type(phase) is not int or phase < 1:
             raise InvalidInputError(f"a phase of {phase} batches", code="bad_phase", field="/phase")
         if variant not in ("exact", "parallel"):
             raise InvalidInputError(f"unknown variant {variant!r}", fix="exact or parallel")

@@ -13,6 +13,15 @@ from stiefel.errors import InvalidInputError
 from stiefel.lowrank.layer import LowRankLayer
 from stiefel.lowrank.truncation import RankRule
 
+#: Their state has no law by which it could be carried to other bases.
+UNFIT = (
+    torch.optim.Adadelta,
+    torch.optim.Adafactor,
+    torch.optim.LBFGS,
+    torch.optim.Rprop,
+    torch.optim.SparseAdam,
+)
+
 
 @dataclass
 class Member:
@@ -36,6 +45,12 @@ def trainable_layers(model: nn.Module) -> list[tuple[str, LowRankLayer]]:
 
 def check_members(members: list[Member], optimizer: torch.optim.Optimizer) -> None:
     """Raise on layers that cannot be integrated with this optimizer."""
+    if isinstance(optimizer, UNFIT):
+        raise InvalidInputError(
+            f"the state of {type(optimizer).__name__} does not follow a basis that turns",
+            code="unsupported_optimizer",
+            fix="use SGD, Adam, AdamW, NAdam, RMSprop or Adagrad",
+        )
     if not members:
         raise InvalidInputError(
             "the model holds no trainable low-rank layer",
@@ -79,9 +94,11 @@ def rank_rule(
     layer: LowRankLayer, tolerance: float, relative: bool, least: int | None, most: int | None
 ) -> RankRule:
     """Return the rule for one layer: bounds fitted to its size, 1 % and at least 2 by default."""
+    if any(bound is not None and bound < 1 for bound in (least, most)):
+        raise InvalidInputError(f"rank bounds {least} and {most}", fix="a rank is 1 or more")
     size = min(layer.matrix_shape)
     lower = min(size, max(2, math.ceil(0.01 * size))) if least is None else min(least, size)
-    upper = None if most is None else max(most, 1)
+    upper = most
     lower = lower if upper is None or least is not None else min(lower, upper)
     return RankRule(tolerance, relative, lower, upper)
 

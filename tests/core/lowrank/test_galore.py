@@ -87,3 +87,14 @@ def test_a_gradient_that_is_not_finite_leaves_its_parameter_alone(generator):
     assert optimizer.skipped_steps() == 1
     for name, value in optimizer.state[net[0].weight].items():
         assert torch.equal(torch.as_tensor(value), torch.as_tensor(state[name]))
+
+
+def test_a_copied_optimizer_counts_on(generator):
+    net, x, y = problem(generator)
+    optimizer = copy.deepcopy(GaLoreAdamW(net.parameters(), rank=4))
+    assert optimizer.skipped_steps() == 0
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            parameter.grad = torch.full_like(parameter, torch.nan)
+    optimizer.step()
+    assert optimizer.skipped_steps() == len(list(net.parameters()))

@@ -288,3 +288,17 @@ def test_the_bases_follow_what_is_done_to_the_gradient_of_the_core(generator, ho
     for one, two in zip(*(net.children() for net in nets), strict=True):
         if isinstance(one, LowRankLinear):
             assert torch.allclose(one.weight, two.weight, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", [torch.optim.Adadelta, torch.optim.Rprop, torch.optim.LBFGS])
+def test_an_optimizer_whose_state_cannot_turn_is_refused(generator, kind):
+    net = network(generator)
+    with pytest.raises(InvalidInputError, match=kind.__name__):
+        LowRankIntegrator(net, kind(net.parameters()))
+
+
+@pytest.mark.parametrize("options", [{"phase": 2.5}, {"max_rank": -3}, {"min_rank": 0}])
+def test_settings_without_sense_are_refused(generator, options):
+    net = network(generator)
+    with pytest.raises(InvalidInputError):
+        LowRankIntegrator(net, torch.optim.SGD(net.parameters()), **options)
