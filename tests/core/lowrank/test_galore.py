@@ -90,7 +90,7 @@ def test_a_gradient_that_is_not_finite_leaves_its_parameter_alone(generator):
 
 
 def test_a_copied_optimizer_counts_on(generator):
-    net, x, y = problem(generator)
+    net, *_ = problem(generator)
     optimizer = copy.deepcopy(GaLoreAdamW(net.parameters(), rank=4))
     assert optimizer.skipped_steps() == 0
     for group in optimizer.param_groups:
