@@ -232,16 +232,13 @@ class LowRankIntegrator:
             return
         dtype, shape = layer.S.dtype, layer.S.shape
         scale = scale_since(layer.U, tape.grad_k.to(dtype), layer.S.grad)
-        gradients = Gradients(
-            scale * tape.grad_k.to(dtype), scale * tape.grad_l.to(dtype), layer.S.grad
-        )
+        gradients = Gradients(tape.grad_k.to(dtype), tape.grad_l.to(dtype), layer.S.grad)
         grown, new_left, new_right = augment(layer.factors, gradients.grad_k, gradients.grad_l)
         corner = None
         if self.variant == "exact":
             corner = layer.corner(tape, new_left, new_right)
             reduce.average_([corner])
-            corner = scale * corner
-        gradient = augmented_gradient(gradients, new_left, new_right, corner)
+        gradient = augmented_gradient(gradients, new_left, new_right, corner, scale=scale)
         layer.set_factors(grown)
         layer.S.grad = gradient
         pad_state(self.optimizer, layer.S, shape)

@@ -80,7 +80,12 @@ def scale_since(left: Tensor, grad_k: Tensor, grad_s: Tensor) -> Tensor:
 
 
 def augmented_gradient(
-    gradients: Gradients, new_left: Tensor, new_right: Tensor, corner: Tensor | None
+    gradients: Gradients,
+    new_left: Tensor,
+    new_right: Tensor,
+    corner: Tensor | None,
+    *,
+    scale: float | Tensor = 1.0,
 ) -> Tensor:
     """Return the gradient of the augmented core, assembled from what the tape already holds.
 
@@ -90,13 +95,15 @@ def augmented_gradient(
         new_right: Vt ``(..., m, l)``.
         corner: Ut^T G Vt ``(..., k, l)`` makes the step exact (variant E); None leaves the
             corner zero, which is the Riemannian gradient step (variant P).
+        scale: of all blocks but that of S; see :func:`scale_since`.
     """
     if corner is None:
         corner = gradients.grad_s.new_zeros(
             *gradients.grad_s.shape[:-2], new_left.shape[-1], new_right.shape[-1]
         )
-    upper = torch.cat((gradients.grad_s, gradients.grad_l.mT @ new_right), dim=-1)
-    lower = torch.cat((new_left.mT @ gradients.grad_k, corner), dim=-1)
+    # The blocks are scaled, not the gradients of the bases: those are as large as the layer.
+    upper = torch.cat((gradients.grad_s, scale * (gradients.grad_l.mT @ new_right)), dim=-1)
+    lower = scale * torch.cat((new_left.mT @ gradients.grad_k, corner), dim=-1)
     return torch.cat((upper, lower), dim=-2)
 
 
