@@ -88,22 +88,7 @@ def _multiplied(layer: FactoredLinear | FactoredConv2d) -> nn.Module:
         linear = nn.Linear(layer.in_features, layer.out_features, bias=False, device="meta")
         linear.weight, linear.bias = nn.Parameter(layer.weight), layer.bias  # type: ignore[assignment]
         return linear
-    conv = nn.Conv2d(
-        layer.in_channels,
-        layer.out_channels,
-        layer.kernel_size,
-        layer.stride,
-        layer.padding,
-        layer.dilation,
-        layer.groups,
-        bias=False,
-        device="meta",
-    )
-    conv.weight, conv.bias = nn.Parameter(layer.weight), layer.bias
-    if layer.outer_padding is None:
-        return conv
-    mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
-    return nn.Sequential(_Pad(layer.outer_padding, mode), conv)
+    return _dense_conv(layer, layer.weight)
 
 
 @torch.no_grad()
@@ -115,7 +100,7 @@ def factored_of(layer: LowRankLayer) -> nn.Module:
     if isinstance(layer, LowRankConv2d):
         kernel = layer.geometry.kernel_of(factor_in.mT)
         out = factor_out.reshape(-1, factor_out.shape[-1], 1, 1)
-        return FactoredConv2d(_plain_conv(layer, kernel.shape[1]), out, kernel.clone(), layer.bias)
+        return FactoredConv2d(_plain_conv(layer), out, kernel.clone(), layer.bias)
     if isinstance(layer, LowRankLinear) and layer.transposed:
         stored = factor_in.mT.contiguous(), factor_out.mT.contiguous()
         return FactoredConv1D(*stored, layer.bias)
@@ -127,12 +112,7 @@ def merged_of(layer: LowRankLayer) -> nn.Module:
     """The dense layer of the same function."""
     weight = layer.weight
     if isinstance(layer, LowRankConv2d):
-        conv = _plain_conv(layer, weight.shape[1])
-        conv.weight, conv.bias = nn.Parameter(weight.clone()), layer.bias
-        if layer.outer_padding is None:
-            return conv
-        mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
-        return nn.Sequential(_Pad(layer.outer_padding, mode), conv)
+        return _dense_conv(layer, weight.clone())
     if isinstance(layer, LowRankLinear) and layer.transposed:
         return _TransposedLinear(weight, layer.bias)
     n, m = layer.matrix_shape
@@ -165,17 +145,26 @@ class _Pad(nn.Module):
         return nn.functional.pad(x, self.amounts, mode=self.mode)
 
 
-def _plain_conv(layer: LowRankConv2d, per_group: int) -> nn.Conv2d:
-    g = layer.geometry
-    n = layer.weight_shape()[0]
+def _dense_conv(layer: LowRankConv2d | FactoredConv2d, weight: Tensor) -> nn.Module:
+    """The convolution with this kernel, behind what the layer pads itself."""
+    conv = _plain_conv(layer)
+    conv.weight, conv.bias = nn.Parameter(weight), layer.bias
+    if layer.outer_padding is None:
+        return conv
+    mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
+    return nn.Sequential(_Pad(layer.outer_padding, mode), conv)
+
+
+def _plain_conv(layer: LowRankConv2d | FactoredConv2d) -> nn.Conv2d:
+    """A convolution of the layer's geometry, its numbers still to come."""
     conv = nn.Conv2d(
-        per_group * g.groups,
-        n,
-        g.kernel,
-        g.stride,
-        g.padding,
-        g.dilation,
-        g.groups,
+        layer.in_channels,
+        layer.out_channels,
+        layer.kernel_size,
+        layer.stride,
+        layer.padding,
+        layer.dilation,
+        layer.groups,
         bias=False,
         device="meta",
     )
