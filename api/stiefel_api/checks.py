@@ -124,9 +124,9 @@ def check(
     except StiefelError as error:
         raise of_input(error, pointer="/spec") from error
     checked = Checked(spec, planned, device or _queue(service, spec), training)
-    if not list_workers(service.db, queue=checked.queue):
-        return replace(checked, doubts=(_unserved(checked.queue),))
     share = largest_share(service.db, checked.queue)
+    if share is None and not list_workers(service.db, queue=checked.queue):
+        return replace(checked, doubts=(_unserved(checked.queue),))
     if share is None or checked.peak_memory_bytes <= share:
         return checked
     misfit = too_large(checked.peak_memory_bytes, share)

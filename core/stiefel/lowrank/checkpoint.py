@@ -13,10 +13,11 @@ from torch import Tensor, nn
 from stiefel.conv1d import as_linear, is_transposed_linear
 from stiefel.errors import InvalidInputError
 from stiefel.lowrank.attention import LowRankMultiheadAttention
-from stiefel.lowrank.convert import replace_module, take_ordinary_path
+from stiefel.lowrank.convert import take_ordinary_path
 from stiefel.lowrank.convolution import LowRankConv2d
 from stiefel.lowrank.factored import FactoredConv1D, FactoredConv2d, FactoredLinear, product_of
 from stiefel.lowrank.linear import LowRankLinear
+from stiefel.replacing import replace_module
 
 PAIR = (".factor_out", ".factor_in")
 TRIPLE = (".U", ".S", ".V")
@@ -126,7 +127,7 @@ def _like(weight: object, factor: Tensor) -> Tensor:
 
 def _check_product(stem: str, weight: object, outer: Tensor, inner: Tensor) -> None:
     shape = (outer.shape[0], *inner.shape[1:])
-    if isinstance(weight, Tensor) and tuple(weight.shape) not in {shape, shape[::-1]}:
+    if isinstance(weight, Tensor) and tuple(weight.shape) != shape:
         raise InvalidInputError(
             f"the factors of {stem!r} make {list(shape)}, its weight is {list(weight.shape)}",
             code="checkpoint_mismatch",

@@ -19,6 +19,7 @@ from stiefel.lowrank.convolution import LowRankConv2d, kernel_matrix
 from stiefel.lowrank.initial import break_even_rank, check_rank
 from stiefel.lowrank.linear import Evaluation, LowRankLinear
 from stiefel.lowrank.truncation import RankRule, kept_rank
+from stiefel.replacing import replace_module
 
 RankChoice = int | Mapping[str, int] | RankRule | None
 DEFAULT_RANK = 64
@@ -107,21 +108,6 @@ def to_low_rank(
         )
     take_ordinary_path(model)
     return Conversion(model, ranks, tuple(skipped))
-
-
-def replace_module(model: nn.Module, name: str, new: nn.Module) -> None:
-    """Put ``new`` wherever the module of this ``name`` stands, under other names too."""
-    if not name:
-        raise InvalidInputError(
-            "the model is itself the layer to replace",
-            code="layer_is_model",
-            fix="wrap it: nn.Sequential(layer)",
-        )
-    old = model.get_submodule(name)
-    for parent in list(model.modules()):
-        for leaf, child in list(parent._modules.items()):  # named_children names each once
-            if child is old:
-                setattr(parent, leaf, new)
 
 
 def take_ordinary_path(model: nn.Module) -> None:

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from stiefel.lowrank.attention import LowRankMultiheadAttention
-from stiefel.lowrank.convert import replace_module
 from stiefel.lowrank.convolution import LowRankConv2d
 from stiefel.lowrank.factored import FactoredConv1D, FactoredConv2d, FactoredLinear, balanced
 from stiefel.lowrank.layer import LowRankLayer
 from stiefel.lowrank.linear import LowRankLinear
+from stiefel.replacing import replace_module
 
 Form = Literal["auto", "factored", "merged"]
 ROUNDS = 7

@@ -155,8 +155,8 @@ def unitary_exports(network: nn.Module) -> dict[str, dict[str, Tensor]]:
     for name, module in network.named_modules():
         if isinstance(module, OrthogonalLinear | FrameConv2d):
             del merged[f"{name}.frame"]
-            gain = merged.pop(f"{name}.gain")
-            weight = module.weight * gain
+            del merged[f"{name}.gain"]
+            weight = module.weight
             turned = isinstance(module, OrthogonalLinear) and module.replaces_transposed
             merged[f"{name}.weight"] = (weight.mT if turned else weight).contiguous()
     if merged.keys() == trained.keys():

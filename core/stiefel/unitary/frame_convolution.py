@@ -66,20 +66,19 @@ class FrameConv2d(nn.Module):
 
     @property
     def weight(self) -> Tensor:
-        """The kernel, (out, in, kh, kw), a view of ``frame``."""
+        """What the layer applies, ``gain`` times the kernel (out, in, kh, kw), computed anew."""
         flat = self.frame.mT if self.contracts else self.frame
-        return flat.reshape(self.out_channels, self.in_channels, *self.kernel_size)
+        kernel = flat.reshape(self.out_channels, self.in_channels, *self.kernel_size)
+        return kernel * self.get_buffer("gain")
 
     def forward(self, x: Tensor) -> Tensor:
         """Map ``(batch, in, H, W)`` as ``torch.nn.Conv2d`` does."""
         y = functional.conv2d(
             x,
             self.weight,
+            self.bias,
             stride=self.stride,
             padding=self.padding,
             dilation=self.dilation,
         )
-        y = y * self.get_buffer("gain")
-        if self.bias is not None:
-            y = y + self.bias[:, None, None]
         return functional.normalize(y, dim=1) if self.normalise else y

@@ -121,8 +121,12 @@ class OrthogonalLinear(nn.Module):
 
     @property
     def weight(self) -> Tensor:
-        """W ``(out_features, in_features)``, a view of ``frame``."""
-        return self.frame.mT if self.transposed else self.frame
+        """What the layer applies, ``gain`` W ``(out_features, in_features)``, computed anew.
+
+        Torch's attention and encoder layers take it past ``forward``.
+        """
+        W = self.frame.mT if self.transposed else self.frame
+        return W * self.get_buffer("gain")
 
     def forward(self, x: Tensor) -> Tensor:
         """Map ``(..., in_features)`` to ``(..., out_features)``."""

@@ -13,6 +13,7 @@ from torch.nn.utils import parametrize
 from stiefel.conv1d import as_linear, is_transposed_linear
 from stiefel.errors import InvalidInputError
 from stiefel.linalg import polar_factor
+from stiefel.replacing import replace_module
 from stiefel.unitary.frame_convolution import FrameConv2d
 from stiefel.unitary.linear import OrthogonalLinear
 from stiefel.unitary.rnn import OrthogonalRNN
@@ -109,10 +110,7 @@ def _swap(model: nn.Module, name: str, module: nn.Module, *, keep_scale: bool) -
             layer.get_buffer("gain").fill_(gain)
     layer.get_parameter("frame").requires_grad_(not frozen)
     layer.to(old.device).train(module.training)
-    for parent in list(model.modules()):  # wherever it stands: a shared layer stays shared
-        for child, found in list(parent._modules.items()):
-            if found is module:
-                setattr(parent, child, layer)
+    replace_module(model, name, layer)
     distance = (frame / gain - factor).norm() / (frame / gain).norm() if gain else factor.norm()
     return Swapped(name, type(layer).__name__, float(distance), gain)
 

@@ -296,3 +296,12 @@ def test_an_unknown_recurrence_is_refused() -> None:
     for wrong in ({"nonlinearity": "gelu"}, {"initialisation": "zeros"}):
         with pytest.raises(InvalidInputError, match="nonlinearity="):
             OrthogonalRNN(3, 5, **wrong)
+
+
+def test_an_encoder_layer_that_reads_weights_answers_as_in_training(draw: Any) -> None:
+    model = nn.TransformerEncoderLayer(16, 2, 16, dropout=0.0, batch_first=True).eval()
+    assert {item.name for item in to_unitary(model).swapped} == {"linear1", "linear2"}
+    x = torch.randn(2, 5, 16)
+    with torch.no_grad():  # torch then takes the weights past the layers
+        quick = model(x)
+    assert torch.allclose(quick, model(x), atol=1e-5)
