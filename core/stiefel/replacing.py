@@ -6,9 +6,24 @@ from torch import nn
 
 from stiefel.errors import InvalidInputError
 
+# Of forward and backward passes; those of loading and saving belong to the old names of tensors.
+_HOOKS = (
+    "_forward_hooks",
+    "_forward_hooks_with_kwargs",
+    "_forward_hooks_always_called",
+    "_forward_pre_hooks",
+    "_forward_pre_hooks_with_kwargs",
+    "_backward_hooks",
+    "_backward_pre_hooks",
+    "_is_full_backward_hook",
+)
+
 
 def replace_module(model: nn.Module, name: str, new: nn.Module) -> None:
-    """Put ``new`` wherever the module of this ``name`` stands, under other names too."""
+    """Put ``new`` wherever the module of this ``name`` stands, under other names too.
+
+    Hooks move along; the handles that removed them from the old module remove them from the new.
+    """
     if not name:
         raise InvalidInputError(
             "the model is itself the layer to replace",
@@ -16,6 +31,8 @@ def replace_module(model: nn.Module, name: str, new: nn.Module) -> None:
             fix="wrap it: nn.Sequential(layer)",
         )
     old = model.get_submodule(name)
+    for attribute in _HOOKS:
+        setattr(new, attribute, getattr(old, attribute))
     for parent in list(model.modules()):
         for leaf, child in list(parent._modules.items()):  # named_children names each once
             if child is old:

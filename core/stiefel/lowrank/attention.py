@@ -169,12 +169,16 @@ def dense_projections(dense: nn.MultiheadAttention) -> dict[str, nn.Linear]:
         biases = (None,) * 3 if dense.in_proj_bias is None else dense.in_proj_bias.chunk(3)
         weights = (dense.q_proj_weight, dense.k_proj_weight, dense.v_proj_weight)
         stacked = {
-            name: _linear(weight, None if bias is None else nn.Parameter(bias.detach().clone()))
+            name: _linear(weight, None if bias is None else _bias_part(dense.in_proj_bias, bias))
             for name, weight, bias in zip(
                 ("q_proj", "k_proj", "v_proj"), weights, biases, strict=True
             )
         }
     return {**stacked, "out_proj": _linear(dense.out_proj.weight, dense.out_proj.bias)}
+
+
+def _bias_part(whole: Tensor, part: Tensor) -> nn.Parameter:
+    return nn.Parameter(part.detach().clone(), requires_grad=whole.requires_grad)
 
 
 def _linear(weight: Tensor, bias: Tensor | None) -> nn.Linear:

@@ -12,11 +12,12 @@ from torch import Tensor, nn
 
 from stiefel.conv1d import as_linear, is_transposed_linear
 from stiefel.errors import InvalidInputError
-from stiefel.lowrank.attention import LowRankMultiheadAttention
+from stiefel.lowrank.attention import LowRankMultiheadAttention, dense_projections
 from stiefel.lowrank.convert import take_ordinary_path
-from stiefel.lowrank.convolution import LowRankConv2d
+from stiefel.lowrank.convolution import LowRankConv2d, kernel_matrix
 from stiefel.lowrank.factored import FactoredConv1D, FactoredConv2d, FactoredLinear, product_of
 from stiefel.lowrank.linear import LowRankLinear
+from stiefel.lowrank.steps import Factors
 from stiefel.replacing import replace_module
 
 PAIR = (".factor_out", ".factor_in")
@@ -158,17 +159,29 @@ def _place_triples(model: nn.Module, tensors: Mapping[str, Tensor]) -> list[str]
         new: nn.Module | None = None
         if isinstance(owner, nn.MultiheadAttention):
             module, stem_of_new = owner, parent
-            new = LowRankMultiheadAttention.from_dense(owner, 1)
+            projections = dense_projections(owner).items()
+            new = LowRankMultiheadAttention(owner, {n: _empty_linear(p) for n, p in projections})
         elif isinstance(module, nn.Conv2d):
-            new, stem_of_new = LowRankConv2d.from_dense(module, 1), stem
+            empty = _empty_factors(kernel_matrix(module))
+            new, stem_of_new = LowRankConv2d(module, empty, module.bias), stem
         elif isinstance(module, nn.Linear) or (module and is_transposed_linear(module)):
-            new, stem_of_new = LowRankLinear.from_dense(as_linear(module), 1), stem
+            new, stem_of_new = _empty_linear(as_linear(module)), stem
             new.transposed = is_transposed_linear(module)
         if new is not None and module is not None:
             replace_module(model, stem_of_new, new.train(module.training))
         placed.append(stem)
     take_ordinary_path(model)
     return placed
+
+
+def _empty_linear(like: nn.Linear) -> LowRankLinear:
+    return LowRankLinear.from_factors(_empty_factors(like.weight), like.bias)
+
+
+def _empty_factors(like: Tensor) -> Factors:
+    """Factors of rank 1 for a matrix of this shape, to be filled by loading at any rank."""
+    *groups, n, m = like.shape
+    return Factors(*(like.new_zeros(*groups, *shape) for shape in ((n, 1), (1, 1), (m, 1))))
 
 
 def _tied_to_loaded(model: nn.Module, tensors: Mapping[str, Tensor]) -> set[str]:

@@ -12,11 +12,12 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 from torch.nn.utils import parametrize
 
+from stiefel.break_even import break_even_rank
 from stiefel.conv1d import as_linear, is_transposed_linear
 from stiefel.errors import InvalidInputError
 from stiefel.lowrank.attention import LowRankMultiheadAttention, dense_projections, why_not
 from stiefel.lowrank.convolution import LowRankConv2d, kernel_matrix
-from stiefel.lowrank.initial import break_even_rank, check_rank
+from stiefel.lowrank.initial import check_rank
 from stiefel.lowrank.linear import Evaluation, LowRankLinear
 from stiefel.lowrank.truncation import RankRule, kept_rank
 from stiefel.replacing import replace_module

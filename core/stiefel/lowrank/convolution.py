@@ -15,6 +15,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 from stiefel.errors import InvalidInputError
+from stiefel.lowrank.factored import outer_padding, padded
 from stiefel.lowrank.initial import drawn_factors, spectral_factors
 from stiefel.lowrank.layer import LowRankLayer, compute_copies, recording
 from stiefel.lowrank.product import Tape
@@ -152,13 +153,11 @@ class LowRankConv2d(LowRankLayer):
         kernel, stride, dilation = (
             _pair(v) for v in (like.kernel_size, like.stride, like.dilation)
         )
-        padding = (0, 0) if _pads_itself(like) else _pair(like.padding)
-        self.geometry = Geometry(kernel, stride, padding, dilation, like.groups)
+        self.padding: Any = like.padding
         self.padding_mode = like.padding_mode
-        # (left, right, top, bottom), for padding that the convolution kernel cannot do itself.
-        self.outer_padding = (
-            tuple(like._reversed_padding_repeated_twice) if _pads_itself(like) else None
-        )
+        self.outer_padding = outer_padding(like)
+        padding = (0, 0) if self.outer_padding is not None else _pair(like.padding)
+        self.geometry = Geometry(kernel, stride, padding, dilation, like.groups)
 
     # What code that inspects convolutions asks for; see ``nn.Conv2d``.
 
@@ -171,11 +170,6 @@ class LowRankConv2d(LowRankLayer):
     def stride(self) -> tuple[int, int]:
         """Steps down and across."""
         return self.geometry.stride
-
-    @property
-    def padding(self) -> tuple[int, int]:
-        """What the kernel pads; with ``outer_padding`` the layer pads before."""
-        return self.geometry.padding
 
     @property
     def dilation(self) -> tuple[int, int]:
@@ -233,9 +227,7 @@ class LowRankConv2d(LowRankLayer):
         """Map ``(B, C_in, H, W)`` or ``(C_in, H, W)`` to the output of the convolution."""
         if x.ndim == 3:
             return self.forward(x[None])[0]
-        if self.outer_padding is not None:
-            mode = "constant" if self.padding_mode == "zeros" else self.padding_mode
-            x = functional.pad(x, self.outer_padding, mode=mode)
+        x = padded(x, self.outer_padding, self.padding_mode)
         x, (U, S, V), bias = compute_copies(self, x)
         tape = recording(self)
         if self.is_dense or (tape is None and self._merges()):
@@ -279,10 +271,6 @@ def kernel_matrix(dense: nn.Conv2d) -> Tensor:
     weight = dense.weight.detach()
     matrix = weight.reshape(weight.shape[0], -1)
     return matrix if dense.groups == 1 else matrix.reshape(dense.groups, -1, matrix.shape[1])
-
-
-def _pads_itself(like: nn.Conv2d) -> bool:
-    return isinstance(like.padding, str) or like.padding_mode != "zeros"
 
 
 def _pair(value: Any) -> tuple[int, int]:

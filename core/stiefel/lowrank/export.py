@@ -134,30 +134,15 @@ class _TransposedLinear(nn.Module):
         return nn.functional.linear(x, self.weight.mT, self.bias)
 
 
-class _Pad(nn.Module):
-    """Padding that no convolution kernel does itself."""
-
-    def __init__(self, amounts: tuple[int, ...], mode: str) -> None:
-        super().__init__()
-        self.amounts, self.mode = amounts, mode
-
-    def forward(self, x: Tensor) -> Tensor:
-        return nn.functional.pad(x, self.amounts, mode=self.mode)
-
-
-def _dense_conv(layer: LowRankConv2d | FactoredConv2d, weight: Tensor) -> nn.Module:
-    """The convolution with this kernel, behind what the layer pads itself."""
+def _dense_conv(layer: LowRankConv2d | FactoredConv2d, weight: Tensor) -> nn.Conv2d:
     conv = _plain_conv(layer)
     conv.weight, conv.bias = nn.Parameter(weight), layer.bias
-    if layer.outer_padding is None:
-        return conv
-    mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
-    return nn.Sequential(_Pad(layer.outer_padding, mode), conv)
+    return conv
 
 
 def _plain_conv(layer: LowRankConv2d | FactoredConv2d) -> nn.Conv2d:
     """A convolution of the layer's geometry, its numbers still to come."""
-    conv = nn.Conv2d(
+    return nn.Conv2d(
         layer.in_channels,
         layer.out_channels,
         layer.kernel_size,
@@ -166,12 +151,9 @@ def _plain_conv(layer: LowRankConv2d | FactoredConv2d) -> nn.Conv2d:
         layer.dilation,
         layer.groups,
         bias=False,
+        padding_mode=layer.padding_mode,
         device="meta",
     )
-    # What the layer pads itself stays a separate step; the convolution then pads nothing.
-    conv.outer_padding = layer.outer_padding  # type: ignore[assignment]
-    conv.padding_mode = layer.padding_mode if layer.outer_padding is not None else "zeros"
-    return conv
 
 
 def _dense_count(layer: LowRankLayer) -> int:

@@ -103,10 +103,8 @@ class FactoredConv2d(nn.Module):
         self.in_channels, self.out_channels = like.in_channels, like.out_channels
         self.kernel_size: Any = like.kernel_size
         self.padding: Any = like.padding
-        self.outer_padding = getattr(like, "outer_padding", None)
         self.padding_mode = like.padding_mode
-        if self.outer_padding is None and self.padding_mode != "zeros":
-            self.outer_padding, self.padding = tuple(like._reversed_padding_repeated_twice), 0
+        self.outer_padding = outer_padding(like)
 
     @property
     def weight(self) -> Tensor:
@@ -117,13 +115,26 @@ class FactoredConv2d(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map ``(B, C_in, H, W)`` to the output of the convolution."""
-        if self.outer_padding is not None:
-            mode = "constant" if self.padding_mode == "zeros" else self.padding_mode
-            x = functional.pad(x, self.outer_padding, mode=mode)
+        x = padded(x, self.outer_padding, self.padding_mode)
+        padding = self.padding if self.outer_padding is None else 0
         a = functional.conv2d(
-            x, self.factor_in, None, self.stride, self.padding, self.dilation, self.groups
+            x, self.factor_in, None, self.stride, padding, self.dilation, self.groups
         )
         return functional.conv2d(a, self.factor_out, self.bias, groups=self.groups)
+
+
+def outer_padding(like: nn.Conv2d) -> tuple[int, ...] | None:
+    """(left, right, top, bottom) where the kernel of convolution cannot pad so itself."""
+    if isinstance(like.padding, str) or like.padding_mode != "zeros":
+        return tuple(like._reversed_padding_repeated_twice)
+    return None
+
+
+def padded(x: Tensor, amounts: tuple[int, ...] | None, mode: str) -> Tensor:
+    """``x`` with what :func:`outer_padding` asks for around it."""
+    if amounts is None:
+        return x
+    return functional.pad(x, amounts, mode="constant" if mode == "zeros" else mode)
 
 
 def product_of(factor_out: Tensor, factor_in: Tensor) -> Tensor:
@@ -134,7 +145,8 @@ def product_of(factor_out: Tensor, factor_in: Tensor) -> Tensor:
 
 def balanced(left: Tensor, core: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
     """Split U S V^T into factors of equal norm, (U P) sqrt(sigma) and sqrt(sigma) (V Q)^T."""
-    P, sigma, Qh = torch.linalg.svd(core.detach(), full_matrices=False)
+    wide = core.detach().to(torch.promote_types(core.dtype, torch.float32))
+    P, sigma, Qh = (part.to(core.dtype) for part in torch.linalg.svd(wide, full_matrices=False))
     root = sigma.sqrt()
     return (left @ P) * root[..., None, :], root[..., :, None] * (Qh @ right.mT)
 

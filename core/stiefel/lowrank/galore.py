@@ -157,5 +157,5 @@ def _renew(state: dict[str, Any], grad: Tensor, group: dict[str, Any]) -> None:
     if "basis" in state:
         turn = basis.T @ state["basis"]
         state["exp_avg"] = turn @ state["exp_avg"]
-        state["exp_avg_sq"] = (turn @ state["exp_avg_sq"].sqrt()).square_()
+        state["exp_avg_sq"] = turn.square() @ state["exp_avg_sq"]
     state["basis"] = basis

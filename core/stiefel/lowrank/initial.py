@@ -15,7 +15,7 @@ def spectral_factors(weight: Tensor, rank: int, *, keep_norm: bool = False) -> F
     """Return the best factors of ``weight`` at ``rank``, with S diagonal and descending.
 
     Args:
-        weight: ``(..., n, m)``, finite, float32 or float64.
+        weight: ``(..., n, m)``, finite; half precision is decomposed in float32.
         rank: 1 to min(n, m).
         keep_norm: scale S so that the Frobenius norm of the product is that of ``weight``; right
             for a random draw, whose truncation would start the network too small, wrong for
@@ -33,7 +33,9 @@ def spectral_factors(weight: Tensor, rank: int, *, keep_norm: bool = False) -> F
             code="non_finite_weights",
             fix="repair or exclude the layer before factorising it",
         )
-    left, sigma, right_h = torch.linalg.svd(weight.detach(), full_matrices=False)
+    wide = weight.detach().to(torch.promote_types(weight.dtype, torch.float32))
+    svd = torch.linalg.svd(wide, full_matrices=False)
+    left, sigma, right_h = (part.to(weight.dtype) for part in svd)
     kept = sigma[..., :rank]
     if keep_norm:
         whole = torch.linalg.vector_norm(sigma, dim=-1, keepdim=True)
@@ -81,8 +83,3 @@ def check_rank(rank: int, n: int, m: int) -> None:
             field="/rank",
             fix=f"choose a rank of at most {min(n, m)}",
         )
-
-
-def break_even_rank(n: int, m: int) -> int:
-    """Return the largest rank at which two factors r (n + m) hold fewer numbers than n m."""
-    return max(0, math.ceil(n * m / (n + m)) - 1)

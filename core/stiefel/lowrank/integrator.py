@@ -204,7 +204,7 @@ class LowRankIntegrator:
         record = self.position == 0 and not self.bases_frozen
         for member in self.members:
             wanted = record and not member.layer.is_dense
-            member.layer.tape = Tape(self.variant == "exact") if wanted else None
+            member.layer.tape = Tape(self.variant == "exact", member.layer.S) if wanted else None
 
     def _parameters(self) -> list[nn.Parameter]:
         return [p for group in self.optimizer.param_groups for p in group["params"]]

@@ -157,5 +157,5 @@ def compute_copies(layer: LowRankLayer, x: Tensor) -> tuple[Tensor, Factors, Ten
 
 
 def recording(layer: LowRankLayer) -> Tape | None:
-    """The tape, when this pass is one that an integrator will read."""
-    return layer.tape if layer.training and torch.is_grad_enabled() else None
+    """The tape, when a backward pass may follow; in evaluation mode too, as ``grad`` would be."""
+    return layer.tape if torch.is_grad_enabled() else None

@@ -34,12 +34,13 @@ def split_pissa(model: nn.Module, names: Sequence[str], rank: int) -> Adapter:
     """Take the leading rank-r part out of the named linear layers of ``model``, in place.
 
     Args:
-        model: its weights become the residual W - B A.
+        model: its weights become the residual W - B A; on an error it is as it was.
         names: linear layers.
         rank: at most min(n, m) of every layer.
 
     Raises:
-        InvalidInputError: a name is no linear layer, or the rank is out of range.
+        InvalidInputError: a name is no linear layer, its weight is another layer's too or not
+            finite, or the rank is out of range.
 
     Cost: one SVD per layer.
 
@@ -53,8 +54,9 @@ def split_pissa(model: nn.Module, names: Sequence[str], rank: int) -> Adapter:
     for name, layer in layers.items():
         factors = spectral_factors(layer.weight.float(), rank)
         out, into = balanced(factors.left, factors.core, factors.right)
-        layer.weight.sub_((out @ into).to(layer.weight.dtype))
         A[name], B[name] = into.to(layer.weight.dtype), out.to(layer.weight.dtype)
+    for name, layer in layers.items():
+        layer.weight.sub_((B[name].float() @ A[name].float()).to(layer.weight.dtype))
     return Adapter(rank, A, B)
 
 
@@ -68,7 +70,20 @@ def _linear_layer(model: nn.Module, name: str) -> nn.Linear:
             tensor=name,
             fix="name linear layers only",
         )
+    if len(_users(model, layer.weight)) > 1:
+        raise InvalidInputError(
+            f"the weight of {name!r} is also that of {_users(model, layer.weight)}",
+            code="tied_weight",
+            tensor=name,
+            fix="leave the layer out, or give it a weight of its own",
+        )
     return layer
+
+
+def _users(model: nn.Module, weight: Tensor) -> list[str]:
+    """Names under which the model holds this tensor."""
+    named = model.named_parameters(remove_duplicate=False)
+    return [name for name, tensor in named if tensor is weight]
 
 
 def save_adapter(adapter: Adapter, folder: str | Path, *, base: str | None = None) -> None:

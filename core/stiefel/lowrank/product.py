@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 
@@ -16,19 +16,30 @@ class Tape:
 
     ``grad_k`` and ``grad_l`` add up over micro-batches. ``pairs`` keeps (input, output gradient) if
     the exact corner Ut^T G Vt is wanted; both are activations that the pass held anyway.
+
+    With ``core``, the Parameter S, the tape holds what S.grad holds: when a pass begins and finds
+    S.grad gone, because ``optimizer.zero_grad()`` gave the earlier passes up, they are forgotten.
     """
 
     keep_pairs: bool = True
+    core: nn.Parameter | None = None
     grad_k: Tensor | None = None
     grad_l: Tensor | None = None
     pairs: list[tuple[Tensor, Tensor]] = field(default_factory=list)
+    last_pass: int = -1
 
     def add(self, grad_k: Tensor, grad_l: Tensor, x: Tensor, delta: Tensor) -> None:
-        """Record one backward pass."""
+        """Record one use of the layer in a backward pass."""
+        # S.grad itself arrives after the last use of the layer in the pass.
+        this_pass = torch._C._current_graph_task_id()
+        if self.core is not None and self.core.grad is None and this_pass != self.last_pass:
+            self.grad_k, self.grad_l = None, None
+            self.pairs.clear()
+        self.last_pass = this_pass
         self.grad_k = grad_k if self.grad_k is None else self.grad_k + grad_k
         self.grad_l = grad_l if self.grad_l is None else self.grad_l + grad_l
         if self.keep_pairs:
-            self.pairs.append((x, delta))
+            self.pairs.append((x.detach(), delta))  # without its graph it can be copied
 
 
 def factored_product(x: Tensor, U: Tensor, S: Tensor, V: Tensor, bias: Tensor | None) -> Tensor:

@@ -118,9 +118,12 @@ def transport_first(moment: Tensor, left: Tensor, right: Tensor) -> Tensor:
 
 
 def transport_second(moment: Tensor, left: Tensor, right: Tensor) -> Tensor:
-    """Carry a second moment, elementwise and never negative: (left^T sqrt(v) right)^2.
+    """Carry a second moment, elementwise: (left * left)^T v (right * right), never negative.
 
-    Adam's second moment has no transformation law; this one is exact for signed permutations
-    of the basis and keeps the scale. Source: Schotthoefer et al., arXiv 2505.08022 (code).
+    Adam keeps only the diagonal of the gradient's second moments. Entries of G that do not
+    correlate with each other have, in the new coordinates left^T G right, exactly these. The sum
+    of v is kept when the bases turn, and an even v stays even; (left^T sqrt(v) right)^2, the rule
+    of the code of Schotthoefer et al. (arXiv 2505.08022), is right for signed permutations only:
+    elsewhere its terms cancel, and a step divided by what is left can be hundreds of times lr.
     """
-    return (left.mT @ moment.clamp_min(0).sqrt() @ right).square_()
+    return left.square().mT @ moment @ right.square()

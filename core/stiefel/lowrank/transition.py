@@ -21,7 +21,7 @@ def enter_factors(
     """Turn a dense layer's weight into U S V^T of the given rank (default: full).
 
     The optimizer's state for the weight becomes its state for the core: m to U^T m V and v to
-    (U^T sqrt(v) V)^2, with Adam's counter kept. The layer's Parameter stays the same object.
+    (U * U)^T v (V * V), with Adam's counter kept. The layer's Parameter stays the same object.
 
     Raises:
         InvalidInputError: the layer is factored already, the rank is out of range, or the

@@ -7,8 +7,10 @@ from torch import Tensor, nn
 
 from stiefel.lowrank.steps import pad_core, transport_first, transport_second
 
-# Entries that average squares; every other entry of the core's shape is linear in the gradient.
-SECOND_MOMENTS = frozenset({"exp_avg_sq", "max_exp_avg_sq", "square_avg", "sum", "exp_inf"})
+# Entries that average squares, and those that are roots of such; every other entry of the core's
+# shape is linear in the gradient.
+SECOND_MOMENTS = frozenset({"exp_avg_sq", "max_exp_avg_sq", "square_avg", "sum"})
+ROOTS = frozenset({"exp_inf"})
 
 
 def pad_state(optimizer: torch.optim.Optimizer, core: nn.Parameter, shape: torch.Size) -> None:
@@ -29,8 +31,14 @@ def rotate_state(
 ) -> None:
     """Carry every entry of the core's old ``shape`` to the bases U left, V right."""
     for key, value in _entries(optimizer, core, shape):
-        move = transport_second if key in SECOND_MOMENTS else transport_first
-        optimizer.state[core][key] = move(value, left.to(value.dtype), right.to(value.dtype))
+        sides = left.to(value.dtype), right.to(value.dtype)
+        if key in SECOND_MOMENTS:
+            moved = transport_second(value, *sides)
+        elif key in ROOTS:
+            moved = transport_second(value.square(), *sides).sqrt_()
+        else:
+            moved = transport_first(value, *sides)
+        optimizer.state[core][key] = moved
 
 
 def _entries(

@@ -122,7 +122,9 @@ def _spread_budget(spec: FactorizeLowRankSpec, shop: Workshop, decomposer: Decom
         budget = rule.value
     else:
         budget = int(rule.value * sum(rows * columns for rows, columns in shapes.values()))
-    return ranks_for_budget(spectra, shapes, budget, least=spec.min_rank, step=spec.multiple_of)
+    return ranks_for_budget(
+        spectra, shapes, budget, least=spec.min_rank, most=spec.max_rank, step=spec.multiple_of
+    )
 
 
 def _weights(shop: Workshop) -> dict[str, Planned]:

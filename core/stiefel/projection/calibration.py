@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from stiefel.break_even import break_even_rank
 from stiefel.conv1d import is_transposed_linear
 from stiefel.errors import InvalidInputError
 from stiefel.projection.rank_rules import ranks_for_budget
@@ -29,6 +30,7 @@ class Compressed(NamedTuple):
 
     tensors: dict[str, Tensor]  # with N.factor_out and N.factor_in in place of N.weight
     layers: dict[str, Whitened]
+    kept: tuple[str, ...] = ()  # layers that a budget leaves whole
 
 
 def collect_moments(
@@ -150,6 +152,8 @@ def factorize_model(
 ) -> Compressed:
     """Factor every layer that has a moment, at given ranks or under one parameter budget.
 
+    Under a budget, a layer whose factors would not be smaller than its weight stays whole.
+
     Args:
         model: read, not changed; hand the tensors to ``stiefel.lowrank.load_factored``.
         moments: from :func:`collect_moments`.
@@ -166,7 +170,8 @@ def factorize_model(
     roots = _roots(moments, centre)
     tensors = {name: value.clone() for name, value in model.state_dict().items()}
     layers = {}
-    for name in moments:
+    kept = tuple(name for name in moments if name not in ranks)
+    for name in ranks:
         module = model.get_submodule(name)
         result = factorize_whitened(
             matrix_of(module),
@@ -177,7 +182,7 @@ def factorize_model(
         )
         store(tensors, name, module, result)
         layers[name] = result
-    return Compressed(tensors, layers)
+    return Compressed(tensors, layers, kept)
 
 
 def ranks_within(
@@ -188,18 +193,18 @@ def ranks_within(
     *,
     correct_bias: bool,
 ) -> Mapping[str, int]:
-    """The given ranks, or those that the greedy rule makes of the budget."""
+    """The given ranks, or those that the greedy rule makes of the budget, less the full ones."""
     if (budget is None) == (ranks is None):
         raise InvalidInputError("give either budget or ranks", code="bad_budget")
     if ranks is not None:
-        return ranks
+        return {name: ranks[name] for name in moments}
     assert budget is not None
     roots = _roots(moments, _centring(model, moments, correct_bias))
     weights = {name: matrix_of(model.get_submodule(name)) for name in moments}
     spectra = {n: whitened_values(w, roots[n]).tolist() for n, w in weights.items()}
-    return ranks_for_budget(
-        spectra, {n: (w.shape[0], w.shape[1]) for n, w in weights.items()}, budget
-    )
+    shapes = {name: (w.shape[0], w.shape[1]) for name, w in weights.items()}
+    spread = ranks_for_budget(spectra, shapes, budget)
+    return {n: rank for n, rank in spread.items() if rank <= break_even_rank(*shapes[n])}
 
 
 def input_rows(module: nn.Module, x: Tensor) -> Tensor:

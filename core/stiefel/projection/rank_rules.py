@@ -8,6 +8,8 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
+from stiefel.break_even import break_even_rank
+
 
 def rank_for_energy(sigma: Tensor, energy: float) -> int:
     """The least r with ``sum(sigma[:r]^2) >= energy * sum(sigma^2)``; 0 for a zero spectrum."""
@@ -45,14 +47,15 @@ def ranks_for_budget(
     budget: int,
     *,
     least: int = 1,
+    most: int | None = None,
     step: int = 1,
 ) -> dict[str, int]:
     """Spread ``budget`` parameters over matrices so that they retain the most energy.
 
     Greedy by energy per parameter, ``sigma_i^2 / ||W||^2 / (n + m)``; since gains descend
     within each matrix, no other choice of equal cost retains more, up to the last item.
-    Every matrix gets the least rank first. A matrix stops where its factors would be as large as it
-    is: the full rank costs n * m then, not r (n + m).
+    Every matrix gets the least rank first. After the last rank at which factors are smaller than
+    the matrix comes the full one, which costs n * m: the matrix itself is kept.
 
     Args:
         spectra: singular values by name, descending.
@@ -60,6 +63,7 @@ def ranks_for_budget(
         budget: total parameters of all factors; never exceeded unless the least rank everywhere
             is already more.
         least: rank that every matrix gets, as far as it has so many.
+        most: rank that no matrix exceeds.
         step: ranks are multiples of it, but for the full rank.
 
     Cost: O(k log L) for k ranks given out over L matrices.
@@ -69,24 +73,33 @@ def ranks_for_budget(
     }
     first = -(-max(1, least) // step) * step
     ranks = {name: min(first, *shapes[name]) for name in spectra}
-    left = budget - sum(ranks[name] * sum(shapes[name]) for name in spectra)
+    left = budget - sum(_price(ranks[name], *shapes[name]) for name in spectra)
 
-    def offer(name: str) -> tuple[float, str]:
-        """Minus the energy per parameter of the next ranks, so that the heap's first is best."""
-        more = spectra[name][ranks[name] : ranks[name] + step]
-        gain = sum(value * value for value in more) / energy[name]
-        return -gain / (max(1, len(more)) * sum(shapes[name])), name
+    def offer(name: str) -> tuple[float, str, int, int]:
+        """Minus the energy per parameter, so that the heap's first is best; what and for what."""
+        now, rank = ranks[name], _next_rank(ranks[name], step, *shapes[name])
+        if most is not None and rank > most:
+            rank = now
+        cost = _price(rank, *shapes[name]) - _price(now, *shapes[name])
+        gain = sum(value * value for value in spectra[name][now:rank]) / energy[name]
+        return -gain / max(1, cost), name, rank, cost
 
     heap = [offer(name) for name in sorted(spectra)]
     heapq.heapify(heap)
     while heap:
-        gain, name = heapq.heappop(heap)
-        n, m = shapes[name]
-        rank = min(ranks[name] + step, n, m)
-        cost = (rank - ranks[name]) * (n + m)
-        if gain == 0 or cost > left or rank * (n + m) >= n * m:
+        gain, name, rank, cost = heapq.heappop(heap)
+        if gain == 0 or cost > left:
             continue
         ranks[name] = rank
         left -= cost
         heapq.heappush(heap, offer(name))
     return ranks
+
+
+def _price(rank: int, rows: int, columns: int) -> int:
+    return min(rank * (rows + columns), rows * columns)
+
+
+def _next_rank(rank: int, step: int, rows: int, columns: int) -> int:
+    higher = rank + step
+    return higher if higher <= break_even_rank(rows, columns) else min(rows, columns)

@@ -87,7 +87,8 @@ def factorize_sequentially(
     tensors = {name: value.clone() for name, value in model.state_dict().items()}
     compressed = copy.deepcopy(model)
     layers: dict[str, Whitened] = {}
-    for group in _groups(model, list(moments), batches):
+    kept = tuple(name for name in moments if name not in ranks)
+    for group in _groups(model, list(ranks), batches):
         moment = _paired_moment(model, compressed, group[0], batches)
         for name in group:
             module = model.get_submodule(name)
@@ -96,7 +97,7 @@ def factorize_sequentially(
             store(tensors, name, module, result)
             _replace(compressed.get_submodule(name), result)
             layers[name] = result
-    return Compressed(tensors, layers)
+    return Compressed(tensors, layers, kept)
 
 
 def fit(weight: Tensor, moment: CrossMoment, rank: int, *, correct_bias: bool) -> Whitened:

@@ -6,10 +6,11 @@ from typing import ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
+from stiefel.break_even import break_even_rank
 from stiefel.specs.conversion import ConversionSpec
 from stiefel.specs.dtypes import COMPLEX, element_bytes
 from stiefel.specs.header import TensorInfo
-from stiefel.specs.rank_rules import AnyRule, KeepRule, RankRule
+from stiefel.specs.rank_rules import AnyRule, BudgetRule, KeepRule, RankRule, ShareRule
 from stiefel.specs.treatment import Output, Skip, Treatment
 
 UNKNOWN = -1  # a rank that only the singular values tell
@@ -90,17 +91,11 @@ class FactorizeLowRankSpec(ConversionSpec):
     def rounded(self, rank: int, rows: int, columns: int) -> int:
         """``rank`` rounded up to ``multiple_of`` where that stays below the break-even."""
         up = -(-rank // self.multiple_of) * self.multiple_of
-        fits = up <= min(rows, columns) and self.is_smaller(up, rows, columns)
-        return up if fits else rank
+        return up if up <= break_even_rank(rows, columns) else rank
 
     def final_rank(self, rank: int, rows: int, columns: int) -> int:
         """``rank`` within its bounds, then rounded up."""
         return self.rounded(self.bounded(rank, rows, columns), rows, columns)
-
-    @staticmethod
-    def is_smaller(rank: int, rows: int, columns: int) -> bool:
-        """Whether two factors of this rank hold fewer numbers than the matrix."""
-        return rank * (rows + columns) < rows * columns
 
     def verdict(self, rank: int, rows: int, columns: int) -> Skip | None:
         """Why a matrix stays as it is at this rank, or None."""
@@ -108,7 +103,9 @@ class FactorizeLowRankSpec(ConversionSpec):
             if rank >= min(rows, columns):
                 return Skip("full_rank", f"rank {rank} is the full rank of {rows} x {columns}")
             return None
-        if self.break_even and not self.is_smaller(rank, rows, columns):
+        # A budget counts the full rank as the matrix itself.
+        kept = self.break_even or isinstance(self.rule, BudgetRule | ShareRule)
+        if kept and rank > break_even_rank(rows, columns):
             limit = rows * columns / (rows + columns)
             return Skip(
                 "break_even",

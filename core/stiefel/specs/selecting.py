@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
 
+from stiefel.break_even import break_even_rank
 from stiefel.errors import InvalidInputError
 from stiefel.specs.layers import Layer, Shape
 from stiefel.specs.train_low_rank import LowRankTrainingSpec, TrainDlrtSpec
@@ -92,11 +93,6 @@ def check_patterns(names: Sequence[str], include: Sequence[str], exclude: Sequen
                     fix=f"Layers are called, for example: {', '.join(close)}.",
                     field=f"/{field}/{position}",
                 )
-
-
-def break_even_rank(n: int, m: int) -> int:
-    """Return the largest rank at which two factors r (n + m) hold fewer numbers than n m."""
-    return max(0, math.ceil(n * m / (n + m)) - 1)
 
 
 def flat(shape: Shape) -> tuple[int, int]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from torch import nn
@@ -209,6 +211,55 @@ def test_a_layer_used_twice_adds_its_gradients(generator):
     nn.functional.linear(hidden, dense, bias).square().sum().backward()
     torch.testing.assert_close(layer.tape.grad_k, dense.grad @ layer.V)
     integrator.step()
+
+
+def test_a_pass_that_was_given_up_leaves_nothing_behind(generator):
+    net = network(generator)
+    twin = copy.deepcopy(net)
+    data = torch.randn(2, 32, 12, generator=generator)
+    for model, batches in ((net, data), (twin, data[1:])):
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        integrator = LowRankIntegrator(model, optimizer, phase=1)
+        for x in batches:
+            optimizer.zero_grad()  # not the integrator's, which would make new tapes
+            model(x).square().sum().backward()
+        integrator.step()
+    torch.testing.assert_close(net[0].weight, twin[0].weight, rtol=0, atol=0)
+
+
+def test_passes_that_belong_together_add_up(generator):
+    net = network(generator)
+    whole = copy.deepcopy(net)
+    x = torch.randn(32, 12, generator=generator)
+    for model, parts in ((net, x.split(8)), (whole, [x])):
+        integrator = LowRankIntegrator(model, torch.optim.SGD(model.parameters(), 0.1), phase=1)
+        integrator.optimizer.zero_grad()
+        for part in parts:
+            model(part).square().sum().backward()
+        integrator.step()
+    torch.testing.assert_close(net[0].weight, whole[0].weight)
+
+
+def test_the_bases_turn_in_evaluation_mode_too(generator):
+    net = network(generator).eval()
+    twin = copy.deepcopy(net).train()
+    for model in (net, twin):
+        integrator = LowRankIntegrator(model, torch.optim.SGD(model.parameters(), 0.1), phase=1)
+        model(torch.ones(8, 12)).square().sum().backward()
+        integrator.step()
+    assert torch.equal(net[0].weight, twin[0].weight)
+
+
+def test_a_model_can_be_copied_between_backward_and_step(generator):
+    net = network(generator)
+    LowRankIntegrator(net, torch.optim.SGD(net.parameters(), lr=0.1))
+    backward(net, generator)
+    copied = copy.deepcopy(net)
+    for _ in range(3):  # what nobody steps does not pile up
+        copied.zero_grad()
+        copied(torch.ones(8, 12)).sum().backward()
+    assert len(copied[0].tape.pairs) == 1
+    assert copied[0].tape.core is copied[0].S
 
 
 def test_frozen_and_unused_layers_are_left_alone(generator):

@@ -39,7 +39,18 @@ def test_the_adapter_holds_the_leading_part_and_the_base_the_rest():
         split_pissa(net, ["first", "second"], 9)
     with pytest.raises(InvalidInputError, match="not in the model"):
         split_pissa(net, ["first", "third"], 2)
+    with torch.no_grad():
+        net.second.weight[0, 0] = torch.nan
+    with pytest.raises(InvalidInputError, match="NaN"):
+        split_pissa(net, ["first", "second"], 2)
     assert torch.equal(net.first.weight, rest)
+
+
+def test_a_tied_weight_is_refused():
+    net = nn.Sequential(nn.Embedding(12, 6), nn.Linear(6, 12))
+    net[1].weight = net[0].weight
+    with pytest.raises(InvalidInputError, match="also that of"):
+        split_pissa(net, ["1"], 2)
 
 
 def test_the_files_hold_what_a_lora_loader_needs(tmp_path, generator):

@@ -282,4 +282,20 @@ def test_rotated_momentum_gives_the_same_next_iterate(problem, normal):
         m = 0.9 * m + g.left.mT @ G @ g.right
         iterates.append(g.left @ (g.core - 0.1 * m) @ g.right.mT)
     close(*iterates)
-    assert (transport_second(normal(R, R).square(), P, Q) >= 0).all()
+
+
+def test_second_moments_turn_as_those_of_entries_that_do_not_correlate(normal):
+    P, Q = torch.linalg.qr(normal(R, R)).Q, torch.linalg.qr(normal(R, R)).Q
+    v = normal(R, R).square()
+    turned = transport_second(v, P, Q)
+    close(turned.sum(), v.sum())
+    close(transport_second(torch.ones_like(v), P, Q), torch.ones_like(v))
+    sampled = [(P.mT @ (v.sqrt() * normal(R, R)) @ Q).square() for _ in range(4000)]
+    error = (torch.stack(sampled).mean(0) - turned).abs().max()
+    assert float(error) < 0.15 * float(turned.max())
+    swap = torch.eye(R, dtype=v.dtype).roll(1, 0) * normal(R).sign()
+    close(transport_second(v, swap, swap), swap.mT.abs() @ v @ swap.abs())
+    # No entry of the mean is large against its root, whatever the bases do.
+    m = v.sqrt() * normal(R, R).sign()
+    step = transport_first(m, P, Q).abs() / turned.sqrt()
+    assert float(step.max()) <= R

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from torch import nn
@@ -18,6 +20,7 @@ from stiefel.lowrank import (
     to_low_rank,
 )
 from stiefel.projection.calibration import collect_moments, factorize_model
+from stiefel.projection.sequential import factorize_sequentially
 
 
 class Conv1D(nn.Module):
@@ -194,3 +197,66 @@ def test_attention_finds_back_into_the_ordinary_layer(sizes, form, generator):
             export(net, form=form)
         plain = load_factored(Net(), net.state_dict()).model
     assert torch.allclose(plain(*given), wanted, atol=1e-6)
+
+
+@pytest.mark.parametrize("form", ["factored", "merged"])
+def test_a_convolution_finds_back_into_one_layer_whatever_it_pads(form, generator):
+    x = torch.randn(2, 4, 9, 9, generator=generator, dtype=torch.float64)
+    for options in ({"padding": "same"}, {"padding": 1, "padding_mode": "reflect"}):
+        net = nn.Sequential(nn.Conv2d(4, 6, 3, **options), nn.Conv2d(6, 2, 1)).double()
+        wanted = to_low_rank(net, 2).model(x)
+        export(net, form=form)
+        torch.testing.assert_close(net(x), wanted)
+        merge(net)
+        assert type(net[0]) is nn.Conv2d
+        torch.testing.assert_close(net(x), wanted)
+
+
+def test_hooks_move_along_and_their_handles_still_work():
+    net = nn.Sequential(nn.Linear(16, 16), nn.Linear(16, 3))
+    seen = []
+    handle = net[0].register_forward_hook(lambda module, *_: seen.append(type(module).__name__))
+    to_low_rank(net, 2)
+    net(torch.ones(1, 16))
+    export(net, form="factored")
+    net(torch.ones(1, 16))
+    handle.remove()
+    net(torch.ones(1, 16))
+    assert seen == ["LowRankLinear", "FactoredLinear"]
+
+
+def test_a_frozen_bias_of_attention_stays_frozen():
+    attention = nn.MultiheadAttention(16, 2, kdim=12)
+    attention.in_proj_bias.requires_grad_(False)
+    net = to_low_rank(nn.Sequential(attention, nn.Linear(4, 4)), 2, keep_last=False, include="0")
+    assert not net.model[0].q_proj.bias.requires_grad
+
+
+def test_half_precision_factors_load_export_and_merge():
+    def fresh() -> nn.Sequential:
+        return nn.Sequential(nn.Linear(16, 16), nn.Conv2d(4, 6, 3), nn.Linear(16, 3))
+
+    saved = {k: v.bfloat16() for k, v in to_low_rank(fresh(), 2).model.state_dict().items()}
+    for form in ("factored", "merged"):
+        net = load_factored(fresh().bfloat16(), saved).model
+        wanted = net[0](torch.ones(1, 16).bfloat16())
+        export(net, form=form)
+        got = net[0](torch.ones(1, 16).bfloat16())
+        torch.testing.assert_close(got, wanted, atol=0.05, rtol=0.05)
+
+
+def test_a_budget_that_is_the_whole_model_leaves_it_whole(generator):
+    net = nn.Sequential(nn.Linear(16, 12), nn.Tanh(), nn.Linear(12, 5))
+    x = torch.randn(200, 16, generator=generator)
+    moments = collect_moments(net, ["0", "2"], [x])
+    for made in (
+        factorize_model(net, moments, budget=16 * 12 + 12 * 5),
+        factorize_sequentially(net, moments, [x], budget=16 * 12 + 12 * 5),
+    ):
+        assert made.kept == ("0", "2")
+        assert not made.layers
+        loaded = load_factored(copy.deepcopy(net), made.tensors)
+        assert not loaded.factored
+        assert torch.equal(loaded.model(x), net(x))
+    less = factorize_model(net, moments, budget=16 * 12 + 12 * 5 - 1)
+    assert sum(v.numel() for k, v in less.tensors.items() if "bias" not in k) < 16 * 12 + 12 * 5

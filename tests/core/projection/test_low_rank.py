@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from typing import Any
 
 import pytest
@@ -205,9 +206,29 @@ def test_a_budget_is_never_exceeded(sizes: list[tuple[int, int]], budget: int) -
         for name, shape in shapes.items()
     }
     ranks = ranks_for_budget(spectra, shapes, budget)
-    least = sum(map(sum, sizes))
-    assert sum(rank * sum(shapes[name]) for name, rank in ranks.items()) <= max(budget, least)
+    assert stored(ranks, shapes) <= max(budget, stored(dict.fromkeys(shapes, 1), shapes))
     assert all(rank >= 1 for rank in ranks.values())
+
+
+def stored(ranks: dict[str, int], shapes: dict[str, tuple[int, int]]) -> int:
+    """Parameters when a matrix that factors would not shrink is kept as it is."""
+    return sum(min(r * sum(shapes[n]), math.prod(shapes[n])) for n, r in ranks.items())
+
+
+def test_a_budget_that_is_the_whole_model_cuts_nothing() -> None:
+    shapes = {"a": (20, 20), "b": (30, 7), "c": (1, 5)}
+    spectra = {
+        name: normal(min(shape)).abs().sort(descending=True).values.tolist()
+        for name, shape in shapes.items()
+    }
+    whole = sum(map(math.prod, shapes.values()))
+    full = {name: min(shape) for name, shape in shapes.items()}
+    assert ranks_for_budget(spectra, shapes, whole) == full
+    less = ranks_for_budget(spectra, shapes, whole - 1)
+    assert less != full
+    assert stored(less, shapes) < whole
+    bounded = ranks_for_budget(spectra, shapes, whole, most=4)
+    assert max(bounded.values()) == 4
 
 
 @pytest.mark.parametrize(("least", "step"), [(1, 8), (5, 1), (3, 4)])
