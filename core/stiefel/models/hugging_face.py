@@ -71,10 +71,14 @@ def transformers_network(spec: Transformers, signature: Signature) -> nn.Module:
 def _config(transformers: Any, spec: Transformers, signature: Signature) -> Any:
     settings = {key: value for key, value in spec.config.items() if key != "model_type"}
     model_type = spec.config["model_type"]
+    if model_type.startswith("timm"):  # behind the wrapper a name can be a download or a path
+        detail, fix = f"{model_type} is a wrapper", 'name the model itself, with family "timm"'
+        raise _misfit(detail, "config/model_type", fix)
     if model_type not in transformers.CONFIG_MAPPING:
         raise _misfit(f'unknown model_type "{model_type}"', "config/model_type")
-    _check_keys(model_type, settings, _built(model_type, lambda: _known(transformers, model_type)))
-    settings |= _sizes(spec, signature)
+    usual = _built(model_type, lambda: transformers.CONFIG_MAPPING[model_type]())
+    _check_keys(model_type, settings, _known(transformers, usual))
+    settings |= _sizes(spec, signature, usual)
     names = settings.get("id2label", {})
     if isinstance(names, dict) and len(names) != settings.get("num_labels"):
         # Names of another number of classes are those of the data the config came from.
@@ -82,12 +86,11 @@ def _config(transformers: Any, spec: Transformers, signature: Signature) -> Any:
     return _built(model_type, lambda: transformers.AutoConfig.for_model(model_type, **settings))
 
 
-def _known(transformers: Any, model_type: str) -> set[str]:
-    """Every key that a config of this type may have."""
-    kind = transformers.CONFIG_MAPPING[model_type]
+def _known(transformers: Any, usual: Any) -> set[str]:
+    """Every key that a config of the type of ``usual`` may have."""
     # Older versions wrote how to generate into every config; the library passes over it.
     generation = transformers.GenerationConfig().to_dict()
-    return {*kind().to_dict(), *kind.attribute_map, *generation, *CARRIED}
+    return {*usual.to_dict(), *usual.attribute_map, *generation, *CARRIED}
 
 
 def _check_keys(model_type: str, settings: Mapping[str, Any], known: Iterable[str]) -> None:
@@ -127,14 +130,15 @@ def _built(model_type: str, build: Callable[[], Any]) -> Any:
         raise _misfit(detail, "config") from error
 
 
-def _sizes(spec: Transformers, signature: Signature) -> dict[str, Any]:
-    """Config keys that the data decides."""
+def _sizes(spec: Transformers, signature: Signature, usual: Any) -> dict[str, Any]:
+    """Config keys that the data decides, in the form that the usual config has."""
     if spec.task == "causal_language_model":
         return {"vocab_size": signature.vocabulary}
     sizes: dict[str, Any] = {"num_labels": signature.outputs}
     if spec.task == "image_classification":
-        channels, height, _ = signature.shape
-        return sizes | {"num_channels": channels, "image_size": height}
+        channels, height, width = signature.shape
+        one = height == width and not isinstance(getattr(usual, "image_size", 0), list | tuple)
+        return sizes | {"num_channels": channels, "image_size": height if one else (height, width)}
     return sizes | {"vocab_size": signature.vocabulary, "pad_token_id": 0}
 
 

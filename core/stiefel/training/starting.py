@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -47,9 +48,10 @@ def load_weights(network: nn.Module, path: Path, *, fresh: Sequence[str] = ()) -
             raise foreign_weights(f"it has no tensor {name}", name)
         elif (reason := _unfit(given[name], value)) is not None:
             raise foreign_weights(f"tensor {name} {reason}", name)
-    if unknown := sorted(given.keys() - own.keys()):
+    superfluous = _superfluous(network, given)
+    if unknown := sorted(given.keys() - own.keys() - superfluous):
         raise foreign_weights(f"the network has no tensor {unknown[0]}", unknown[0])
-    network.load_state_dict(given)
+    network.load_state_dict({name: given[name] for name in own})
 
 
 def _named_as(network: nn.Module, given: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -61,6 +63,17 @@ def _named_as(network: nn.Module, given: dict[str, Tensor]) -> dict[str, Tensor]
     if body == "." or any(name.startswith(body) for name in given):
         return given
     return {body + name if body + name in own else name: value for name, value in given.items()}
+
+
+def _superfluous(network: nn.Module, given: Iterable[str]) -> set[str]:
+    """What older versions wrote and the network makes itself: positions, masks.
+
+    A body's buffers may come without the body's name before them.
+    """
+    made = {name for name, _ in network.named_buffers()}
+    made |= {name.partition(".")[2] for name in made}
+    patterns: Iterable[str] = getattr(network, "_keys_to_ignore_on_load_unexpected", None) or ()
+    return {name for name in given if name in made or any(re.search(p, name) for p in patterns)}
 
 
 def tied_names(network: nn.Module) -> dict[str, str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+import torch
 from pydantic import TypeAdapter
 from torch import nn
 
@@ -103,6 +104,16 @@ def test_a_config_of_the_hub_builds(task: str, config: dict[str, Any]) -> None:
     assert network.config.model_type == config["model_type"]  # type: ignore[union-attr]
 
 
+def test_images_may_be_of_any_height_and_width() -> None:
+    hiera = {"model_type": "hiera", "embed_dim": 8, "depths": [1, 1, 1, 1], "num_heads": [1] * 4}
+    assert build("image_classification", hiera).config.image_size == (32, 32)  # type: ignore[union-attr]
+    spec = ADAPTER.validate_python(
+        {"family": "transformers", "task": "image_classification", "config": VIT}
+    )
+    wide = build_network(spec, Signature("image", (3, 16, 48), 10), seed=0)
+    assert wide(torch.zeros(2, 3, 16, 48)).shape == (2, 10)
+
+
 def test_an_older_name_of_a_setting_has_its_effect() -> None:
     for model_type in ("llama", "qwen2"):
         built = build("causal_language_model", LLAMA | {"model_type": model_type})
@@ -110,34 +121,45 @@ def test_an_older_name_of_a_setting_has_its_effect() -> None:
 
 
 @pytest.mark.parametrize(
-    ("task", "config", "code", "field", "words"),
+    ("task", "config", "field", "words"),
     [
-        ("image_classification", VIT | {"hidden_size": -2}, "", "config", "negative"),
-        ("image_classification", VIT | {"hidden_size": "big"}, "", "config", "hidden_size"),
-        ("image_classification", VIT | {"hidden_act": "banana"}, "", "config", "banana"),
-        ("image_classification", VIT | {"dtype": "banana"}, "", "config", "banana"),
-        ("image_classification", VIT | {"patch_size": 0}, "", "config", "ZeroDivisionError"),
-        ("image_classification", VIT | {"hiden_size": 8}, "", "config/hiden_size", "hidden_size"),
-        ("image_classification", VIT | {"id2label": 5}, "", "config", "len"),
-        ("image_classification", {"model_type": "nougat"}, "", "config", "donut_swin"),
-        ("causal_language_model", GPT2 | {"n_head": 3}, "", "config", "num_heads"),
-        ("causal_language_model", VIT, "", "task", "offers no causal language model"),
+        ("image_classification", VIT | {"hidden_size": -2}, "config", "negative"),
+        ("image_classification", VIT | {"hidden_size": "big"}, "config", "hidden_size"),
+        ("image_classification", VIT | {"hidden_act": "banana"}, "config", "banana"),
+        ("image_classification", VIT | {"dtype": "banana"}, "config", "banana"),
+        ("image_classification", VIT | {"patch_size": 0}, "config", "ZeroDivisionError"),
+        ("image_classification", VIT | {"hiden_size": 8}, "config/hiden_size", "hidden_size"),
+        ("image_classification", VIT | {"id2label": 5}, "config", "len"),
+        ("image_classification", {"model_type": "nougat"}, "config", "donut_swin"),
+        ("causal_language_model", GPT2 | {"n_head": 3}, "config", "num_heads"),
+        ("causal_language_model", VIT, "task", "offers no causal language model"),
         (
             "image_classification",
-            {"model_type": "timm_wrapper", "architecture": "resnet18"},
-            "network_not_available",
+            {"model_type": "timm_wrapper", "architecture": "hf_hub:someone/something"},
             "config/model_type",
             "timm",
         ),
     ],
 )
 def test_a_config_without_sense_is_refused(
-    task: str, config: dict[str, Any], code: str, field: str, words: str
+    task: str, config: dict[str, Any], field: str, words: str
 ) -> None:
     with pytest.raises(InvalidInputError, match=words) as caught:
         build(task, config)
-    assert caught.value.code == (code or "network_does_not_fit")
+    assert caught.value.code == "network_does_not_fit"
     assert caught.value.field == f"/network/{field}"
+
+
+def test_an_architecture_that_needs_another_library_says_so(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def without(*_: Any, **__: Any) -> None:
+        raise ImportError("vit requires the Detectron library")
+
+    monkeypatch.setattr("transformers.ViTConfig.__init__", without)
+    with pytest.raises(InvalidInputError, match="Detectron") as caught:
+        build("image_classification", VIT)
+    assert caught.value.code == "network_not_available"
 
 
 def test_a_lack_of_memory_is_no_fault_of_the_config() -> None:

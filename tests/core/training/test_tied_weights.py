@@ -62,6 +62,22 @@ def test_the_body_alone_starts_a_network_with_a_fresh_head(tmp_path: Path) -> No
         assert torch.equal(network.state_dict()[f"bert.{name}"], tensor)
 
 
+def test_what_older_versions_wrote_beside_the_weights_is_passed_over(tmp_path: Path) -> None:
+    weights = {name: tensor.clone() for name, tensor in gpt2(1).state_dict().items()}
+    body = {n.removeprefix("transformer."): w for n, w in weights.items() if "lm_head" not in n}
+    save_file(body | {"h.0.attn.bias": torch.ones(1, 1, 8, 8)}, tmp_path / "weights")
+    network = gpt2(2)
+    load_weights(network, tmp_path / "weights")
+    for name, tensor in network.state_dict().items():
+        assert torch.equal(tensor, weights[name])
+    positions = {"bert.embeddings.position_ids": torch.arange(8)[None]}
+    save_file(classifier(1).state_dict() | positions, tmp_path / "weights")
+    load_weights(classifier(2), tmp_path / "weights")
+    save_file(classifier(1).state_dict() | {"h.0.attn.bias": torch.ones(1)}, tmp_path / "weights")
+    with pytest.raises(InvalidInputError, match=r"no tensor h\.0\.attn\.bias"):
+        load_weights(classifier(2), tmp_path / "weights")
+
+
 @pytest.mark.parametrize("pattern", ["transformer.wte.*", "lm_head.*"])
 def test_what_is_tied_to_a_fresh_tensor_is_fresh(pattern: str, tmp_path: Path) -> None:
     weights = {name: tensor.clone() for name, tensor in gpt2(1).state_dict().items()}
