@@ -30,7 +30,7 @@ from torch.nn.functional import cross_entropy
 from stiefel.linalg import orthogonality_defect
 from stiefel.manifold import project_tangent, random_point, retract_polar
 from stiefel.projection.nearest import nearest_unitary
-from stiefel.projection.network_fit import fit_network
+from stiefel.projection.network_fit import NetworkFitter
 from stiefel.projection.normalisation import absorb_normalisations
 from stiefel.projection.procrustes import procrustes
 from stiefel.projection.uwpa import uwpa
@@ -125,7 +125,9 @@ def start_data_aware(model: nn.Sequential, data: Data, seed: int) -> Start:
 
 def start_network(model: nn.Sequential, data: Data, seed: int) -> Start:
     names = [name for name, layer in model.named_children() if isinstance(layer, nn.Linear)][:-1]
-    fit = fit_network(model, data[0], layers=names, iterations=60, learning_rate=3e-3, batch=256)
+    fit = NetworkFitter(
+        model, data[0], layers=names, iterations=60, learning_rate=3e-3, batch=256
+    ).fit()
     gains = torch.tensor([fit.gains[name] for name in names])
     weights = torch.stack([fit.network.get_parameter(f"{name}.weight") for name in names])
     return weights.detach() / gains[:, None, None], gains, kept(model)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from functools import lru_cache
 
 import torch
@@ -25,10 +26,12 @@ def spread(x: Tensor, gram: Tensor) -> float:
     Zero for a multiple of an orthonormal matrix; one for a Gaussian square matrix;
     p / (effective rank) - 1 in general. NaN for the zero matrix. Cost: a pass over x and G.
     """
-    second = torch.linalg.vector_norm(gram, dim=(-2, -1))
-    first = torch.linalg.vector_norm(x, dim=(-2, -1))
-    ratio = second / (first * first)
-    return gram.shape[-1] * float(ratio.max() if ratio.ndim else ratio) ** 2 - 1
+    p = gram.shape[-1]
+    if gram.ndim == 2:  # a small matrix feels every operation
+        size, norm = float(torch.linalg.vector_norm(x)), float(torch.linalg.vector_norm(gram))
+        return p * (norm / size**2) ** 2 - 1 if size else math.nan
+    second, first = (torch.linalg.vector_norm(z, dim=(-2, -1)) for z in (gram, x))
+    return p * float((second / first.square()).max()) ** 2 - 1
 
 
 def probed_spread(x: Tensor, *, probes: int = 1) -> float:

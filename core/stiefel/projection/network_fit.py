@@ -55,7 +55,30 @@ class _Rotated(nn.Module):
 
 
 class NetworkFitter:
-    """The fit, step by step, with a state that can be kept; see :func:`fit_network`."""
+    """Fits a copy of ``network`` whose named layers have orthonormal weights to its outputs.
+
+        fit = NetworkFitter(network, inputs, layers=names).fit()
+
+    or step by step, with a state that can be kept.
+
+    Args:
+        network: evaluated in evaluation mode; it is not changed.
+        inputs: ``(count, ...)``, what the network takes.
+        layers: names of modules with a two-dimensional ``weight``; see ``named_modules``.
+        iterations: Adam steps on the Lie parameters and the gains.
+        batch: inputs per step, drawn by ``generator`` (default: seed 0).
+        learning_rate: of Adam, falling to zero as a cosine.
+        scale: gain of the start; ``none`` keeps every gain at 1.
+        loss: of the outputs against those of the original.
+        generator: draws the batches.
+
+    Raises:
+        InvalidInputError: a name that is no module with a two-dimensional weight, or inputs that
+            are empty or not finite.
+
+    Cost: per step one pass forward and backward, and per layer one exponential of its longer side
+    with its backward pass.
+    """
 
     def __init__(
         self,
@@ -89,6 +112,14 @@ class NetworkFitter:
     def iteration(self) -> int:
         """How many steps have been taken."""
         return len(self._history)
+
+    def fit(self, on_iteration: Callable[[int, float], None] | None = None) -> NetworkFit:
+        """Take the steps that are left; ``on_iteration`` hears each and its loss, and may raise."""
+        while self.iteration < self._iterations:
+            value = self.step()
+            if on_iteration is not None:
+                on_iteration(self.iteration - 1, value)
+        return self.result()
 
     def step(self) -> float:
         """Take one step of Adam on a drawn batch; return the loss before it."""
@@ -134,58 +165,6 @@ class NetworkFitter:
         for part, target in parts:
             total += float(self._loss(self._student(part), target)) * len(part)
         return total / len(self._inputs)
-
-
-def fit_network(
-    network: nn.Module,
-    inputs: Tensor,
-    *,
-    layers: Sequence[str],
-    iterations: int = 200,
-    batch: int = 256,
-    learning_rate: float = 1e-3,
-    scale: Scale = "mean",
-    loss: Loss = nn.functional.mse_loss,
-    generator: torch.Generator | None = None,
-    on_iteration: Callable[[int, float], None] | None = None,
-) -> NetworkFit:
-    """Return a copy of ``network`` whose named layers have orthonormal weights, fitted in outputs.
-
-    Args:
-        network: evaluated in evaluation mode; it is not changed.
-        inputs: ``(count, ...)``, what the network takes.
-        layers: names of modules with a two-dimensional ``weight``; see ``named_modules``.
-        iterations: Adam steps on the Lie parameters and the gains.
-        batch: inputs per step, drawn by ``generator`` (default: seed 0).
-        learning_rate: of Adam, falling to zero as a cosine.
-        scale: gain of the start; ``none`` keeps every gain at 1.
-        loss: of the outputs against those of the original.
-        generator: draws the batches.
-        on_iteration: called with the iteration and its loss; may raise to stop.
-
-    Raises:
-        InvalidInputError: a name that is no module with a two-dimensional weight, or inputs that
-            are empty or not finite.
-
-    Cost: per step one pass forward and backward, and per layer one exponential of its longer side
-    with its backward pass.
-    """
-    fitter = NetworkFitter(
-        network,
-        inputs,
-        layers=layers,
-        iterations=iterations,
-        batch=batch,
-        learning_rate=learning_rate,
-        scale=scale,
-        loss=loss,
-        generator=generator,
-    )
-    for iteration in range(iterations):
-        value = fitter.step()
-        if on_iteration is not None:
-            on_iteration(iteration, value)
-    return fitter.result()
 
 
 def _parametrised(network: nn.Module, name: str, scale: Scale) -> list[nn.Parameter]:

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from stiefel.errors import InvalidInputError
 from stiefel.linalg import orthogonality_defect
-from stiefel.projection.network_fit import fit_network
+from stiefel.projection.network_fit import NetworkFitter
 from stiefel.projection.normalisation import absorb_normalisations, absorbed
 
 
@@ -31,7 +31,7 @@ def test_the_fit_answers_more_like_the_original_than_the_projection() -> None:
     original, inputs = network(8, 8, 6, 9), gaussian(200, 8)
     before = {k: v.clone() for k, v in original.state_dict().items()}
     names = ["0", "2", "4"]
-    fit = fit_network(original, inputs, layers=names, iterations=80, learning_rate=2e-2)
+    fit = NetworkFitter(original, inputs, layers=names, iterations=80, learning_rate=2e-2).fit()
     assert fit.loss < 0.75 * fit.initial_loss
     assert len(fit.history) == 80
     for name in names:
@@ -45,7 +45,9 @@ def test_the_fit_answers_more_like_the_original_than_the_projection() -> None:
 def test_the_same_generator_gives_the_same_bits_and_gains_stay_at_one() -> None:
     original, inputs = network(8, 8, 8), gaussian(64, 8)
     fits = [
-        fit_network(original, inputs, layers=["0", "2"], iterations=3, scale="none", batch=16)
+        NetworkFitter(
+            original, inputs, layers=["0", "2"], iterations=3, scale="none", batch=16
+        ).fit()
         for _ in range(2)
     ]
     assert fits[0].history == fits[1].history
@@ -55,13 +57,13 @@ def test_the_same_generator_gives_the_same_bits_and_gains_stay_at_one() -> None:
 def test_a_name_without_a_matrix_is_refused() -> None:
     for name in ("1", "nothing"):
         with pytest.raises(InvalidInputError, match=name):
-            fit_network(network(4, 4), gaussian(5, 4), layers=[name])
+            NetworkFitter(network(4, 4), gaussian(5, 4), layers=[name]).fit()
 
 
 @pytest.mark.parametrize("inputs", [torch.empty(0, 4), torch.full((3, 4), torch.nan)])
 def test_inputs_that_tell_nothing_are_refused(inputs: Tensor) -> None:
     with pytest.raises(InvalidInputError, match="empty or not finite"):
-        fit_network(network(4, 4), inputs, layers=["0"])
+        NetworkFitter(network(4, 4), inputs, layers=["0"]).fit()
 
 
 def settled(norm: nn.BatchNorm1d | nn.BatchNorm2d) -> nn.BatchNorm1d | nn.BatchNorm2d:
