@@ -299,6 +299,7 @@ def test_two_processes_agree_with_each_other_and_with_one(tmp_path):
         [sys.executable, "-W", "ignore", str(script), str(tmp_path)], check=True, timeout=240
     )
     assert sorted(path.name for path in tmp_path.glob("agreed-*")) == [
+        "agreed-branches",
         "agreed-dlrt",
         "agreed-oialr",
     ]

@@ -61,6 +61,7 @@ def worker(rank, folder):
     )
     for kind in ("dlrt", "oialr"):
         compare(kind, rank, folder)
+    train_branches(rank, folder)
     distributed.barrier()
     # A wrapper still alive would hold the group's threads past the end of the interpreter.
     gc.collect()
@@ -75,6 +76,36 @@ def compare(kind, rank, folder):
     if rank == 0:
         assert ranks == solo_ranks(kind, net)
         Path(folder, f"agreed-{kind}").touch()
+
+
+class Branches(nn.Module):
+    """Each process may send its images through one of two convolutions only."""
+
+    def __init__(self):
+        super().__init__()
+        self.left, self.right = (nn.Conv2d(3, 8, 3, dtype=torch.float64) for _ in range(2))
+        self.head = nn.Linear(8, 3, dtype=torch.float64)
+
+    def forward(self, x, side):
+        return self.head(getattr(self, side)(x).mean((-2, -1)))
+
+
+def train_branches(rank, folder):
+    """A layer that one process, or none, used in a batch steps all the same everywhere."""
+    torch.manual_seed(0)
+    net = prepare_for_ddp(to_low_rank(Branches(), 3).model)
+    wrapped = DistributedDataParallel(net, find_unused_parameters=True)
+    integrator = LowRankIntegrator(net, torch.optim.AdamW(net.parameters(), lr=1e-2), phase=2)
+    for sides in (("left", "right"), ("left", "left"), ("right", "right"), ("right", "left")) * 2:
+        before = {side: getattr(net, side).weight.detach() for side in ("left", "right")}
+        integrator.zero_grad()
+        wrapped(torch.randn(4, 3, 8, 8, dtype=torch.float64), sides[rank]).square().sum().backward()
+        integrator.step()
+        agree(net)
+        for side in set(sides):
+            assert not torch.equal(getattr(net, side).weight, before[side])
+    if rank == 0:
+        Path(folder, "agreed-branches").touch()
 
 
 def solo_ranks(kind, net):
