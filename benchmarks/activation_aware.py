@@ -24,6 +24,7 @@ import transformers
 from torch import Tensor, nn
 from transformers import AutoModel, AutoTokenizer
 
+from stiefel.break_even import break_even_rank
 from stiefel.linalg.truncated_svd import singular_values
 from stiefel.lowrank import load_factored
 from stiefel.projection.calibration import collect_moments, factorize_model
@@ -66,6 +67,8 @@ def plain(model: nn.Module, names: list[str], budget: int) -> dict[str, Tensor]:
     ranks = ranks_for_budget(spectra, {n: tuple(w.shape) for n, w in weights.items()}, budget)
     tensors = {name: value.clone() for name, value in model.state_dict().items()}
     for name, weight in weights.items():
+        if ranks[name] > break_even_rank(*weight.shape):
+            continue  # a full rank under a budget is the matrix itself
         result = factorize(weight, ranks[name])
         del tensors[f"{name}.weight"]
         tensors[f"{name}.factor_out"] = result.factor_out

@@ -35,7 +35,7 @@ class RecurrentNetwork(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, T, F) to (B, T, outputs) or (B, outputs)."""
         states, last = self.recurrence(x)
-        read: Tensor = states if self.per_step else last
+        read: Tensor = states if self.per_step else last[0]
         if read.is_complex():
             read = torch.cat((read.real, read.imag), dim=-1)
         answer: Tensor = self.head(read)

@@ -92,11 +92,15 @@ class Chunk:
     def _gradient(self) -> tuple[Gradient, Tensor]:
         """Return factors ``(m, ., k)`` of the gradient and the norm of what they came from."""
         factors = handover.pending(self.parameters[0])
-        if factors is not None:
+        if factors is not None and self.parameters[0].grad is None:
             return self._handed_over(self.parameters[0], factors)
         for parameter in self.parameters:
             refuse_sparse(parameter)
         G = self._stacked([p.grad for p in self.parameters if p.grad is not None])
+        if factors is not None:  # of earlier passes, before the ranks grew too large together
+            handover.clear(self.parameters[0])
+            self.loss_scale.inverse_for_factors(G.device)  # refuses where the two scales differ
+            G = G + (factors.a @ factors.b.mH).reshape(G.shape)
         if self.loss_scale.scale is not None:
             G = G / self.loss_scale.scale.to(G.device)
         wide = torch.complex128 if G.is_complex() else torch.float64
@@ -114,11 +118,6 @@ class Chunk:
 
     def _handed_over(self, parameter: Tensor, factors: Gradient) -> tuple[Gradient, Tensor]:
         handover.clear(parameter)
-        if parameter.grad is not None:
-            raise InvalidInputError(
-                f"a parameter {tuple(parameter.shape)} has both factors and a dense gradient",
-                fix="build ProjUNN with factored=False: the layers of this parameter disagree",
-            )
         inverse = self.loss_scale.inverse_for_factors(parameter.device)
         if inverse is not None:
             factors = scaled(factors, inverse)

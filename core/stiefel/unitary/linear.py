@@ -130,10 +130,16 @@ class OrthogonalLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map ``(..., in_features)`` to ``(..., out_features)``."""
+        y = self._product(x) * self.get_buffer("gain")
+        return y if self.bias is None else y + self.bias.to(y.dtype)
+
+    def _product(self, x: Tensor) -> Tensor:
+        """``x W^T``; with ordinary operations where a dense gradient will follow."""
+        if not handover.accepts(self.frame, x.shape[:-1].numel()):
+            return functional.linear(x, self.frame.mT if self.transposed else self.frame)
         product = _TransposedProduct if self.transposed else _FrameProduct
         y: Tensor = product.apply(x, self.frame)  # type: ignore[no-untyped-call]
-        y = y * self.get_buffer("gain")
-        return y if self.bias is None else y + self.bias
+        return y
 
     def extra_repr(self) -> str:
         """Sizes, for ``print``."""

@@ -152,6 +152,7 @@ def _recurrent(module: nn.Module) -> tuple[nn.Module, Tensor]:
         module.hidden_size,
         nonlinearity="tanh" if module.nonlinearity == "tanh" else "relu",
         bias=module.bias,
+        batch_first=module.batch_first,
         dtype=module.get_parameter("weight_hh_l0").dtype,
     )
     with torch.no_grad():
@@ -203,8 +204,8 @@ def _unfit(module: nn.Module) -> str:
             return f"padding_mode={module.padding_mode}"
     if isinstance(module, nn.RNN):
         single = module.num_layers == 1 and not module.bidirectional
-        if not (single and module.batch_first):
-            return "only one layer, one direction and batch_first are supported"
+        if not single:
+            return "only one layer and one direction are supported"
     return ""
 
 

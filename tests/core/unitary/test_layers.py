@@ -122,7 +122,15 @@ def test_rnn_equals_its_recurrence(draw: Any, nonlinearity: Any, bias: bool) -> 
         else:
             h = getattr(torch, nonlinearity)(z if rnn.bias is None else z + rnn.bias)
         assert torch.allclose(states[:, t], h, atol=1e-6)
-    assert torch.equal(last, states[:, -1])
+    assert torch.equal(last[0], states[:, -1])
+    again = OrthogonalRNN(3, 5, nonlinearity=nonlinearity, bias=bias, batch_first=False)
+    again.load_state_dict(rnn.state_dict())
+    assert torch.allclose(again(x.transpose(0, 1))[0], states.transpose(0, 1), atol=1e-6)
+    assert torch.allclose(again(x[0])[0], states[0], atol=1e-6)
+    first, middle = rnn(x[:, :2])
+    rest, end = rnn(x[:, 2:], middle)
+    assert torch.allclose(torch.cat((first, rest), 1), states, atol=1e-6)
+    assert torch.allclose(end, last, atol=1e-6)
     states.sum().backward()
     assert rnn.frame.grad is not None
 
