@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-
 import pytest
 import torch
 from torch import nn
@@ -199,69 +197,6 @@ def test_rank_one_and_extreme_shapes(generator, sizes):
     assert integrator.ranks["0"] == min(sizes[0], sizes[1])
 
 
-def test_a_layer_used_twice_adds_its_gradients(generator):
-    layer = LowRankLinear(10, 10, 3, generator=generator, dtype=torch.float64)
-    net = nn.Sequential(layer, nn.Tanh(), layer)
-    integrator = LowRankIntegrator(net, torch.optim.SGD(net.parameters(), lr=0.1), phase=1)
-    x = torch.randn(8, 10, generator=generator, dtype=torch.float64)
-    net(x).square().sum().backward()
-    dense = layer.weight.detach().requires_grad_()
-    bias = layer.bias.detach()
-    hidden = torch.tanh(nn.functional.linear(x, dense, bias))
-    nn.functional.linear(hidden, dense, bias).square().sum().backward()
-    torch.testing.assert_close(layer.tape.grad_k, dense.grad @ layer.V)
-    integrator.step()
-
-
-def test_a_pass_that_was_given_up_leaves_nothing_behind(generator):
-    net = network(generator)
-    twin = copy.deepcopy(net)
-    data = torch.randn(2, 32, 12, generator=generator)
-    for model, batches in ((net, data), (twin, data[1:])):
-        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-        integrator = LowRankIntegrator(model, optimizer, phase=1)
-        for x in batches:
-            optimizer.zero_grad()  # not the integrator's, which would make new tapes
-            model(x).square().sum().backward()
-        integrator.step()
-    torch.testing.assert_close(net[0].weight, twin[0].weight, rtol=0, atol=0)
-
-
-def test_passes_that_belong_together_add_up(generator):
-    net = network(generator)
-    whole = copy.deepcopy(net)
-    x = torch.randn(32, 12, generator=generator)
-    for model, parts in ((net, x.split(8)), (whole, [x])):
-        integrator = LowRankIntegrator(model, torch.optim.SGD(model.parameters(), 0.1), phase=1)
-        integrator.optimizer.zero_grad()
-        for part in parts:
-            model(part).square().sum().backward()
-        integrator.step()
-    torch.testing.assert_close(net[0].weight, whole[0].weight)
-
-
-def test_the_bases_turn_in_evaluation_mode_too(generator):
-    net = network(generator).eval()
-    twin = copy.deepcopy(net).train()
-    for model in (net, twin):
-        integrator = LowRankIntegrator(model, torch.optim.SGD(model.parameters(), 0.1), phase=1)
-        model(torch.ones(8, 12)).square().sum().backward()
-        integrator.step()
-    assert torch.equal(net[0].weight, twin[0].weight)
-
-
-def test_a_model_can_be_copied_between_backward_and_step(generator):
-    net = network(generator)
-    LowRankIntegrator(net, torch.optim.SGD(net.parameters(), lr=0.1))
-    backward(net, generator)
-    copied = copy.deepcopy(net)
-    for _ in range(3):  # what nobody steps does not pile up
-        copied.zero_grad()
-        copied(torch.ones(8, 12)).sum().backward()
-    assert len(copied[0].tape.pairs) == 1
-    assert copied[0].tape.core is copied[0].S
-
-
 def test_frozen_and_unused_layers_are_left_alone(generator):
     net = network(generator)
     net[0].S.requires_grad_(False)
@@ -319,26 +254,6 @@ def test_complement_is_orthonormal_whatever_the_block(normal, algorithm, kind):
     )
     if kind in ("full", "deficient"):
         torch.testing.assert_close(both @ (both.mT @ block), block)
-
-
-@pytest.mark.parametrize("how", ["clipped", "scaled"])
-def test_the_bases_follow_what_is_done_to_the_gradient_of_the_core(generator, how):
-    nets = [network(torch.Generator().manual_seed(1)) for _ in range(2)]
-    x = torch.randn(32, 12, generator=generator)
-    for net, touched in zip(nets, (False, True), strict=True):
-        integrator = LowRankIntegrator(net, torch.optim.SGD(net.parameters(), lr=0.1))
-        # Multiplied before the backward pass in one, after it in the other.
-        (net(x).square().mean() * (1.0 if touched else 1e-3)).backward()
-        parameters = list(net.parameters())
-        if touched and how == "clipped":
-            norm = torch.nn.utils.get_total_norm([p.grad for p in parameters])
-            torch.nn.utils.clip_grad_norm_(parameters, 1e-3 * float(norm))
-        elif touched:
-            torch._foreach_mul_([p.grad for p in parameters], 1e-3)
-        integrator.step()
-    for one, two in zip(*(net.children() for net in nets), strict=True):
-        if isinstance(one, LowRankLinear):
-            assert torch.allclose(one.weight, two.weight, atol=1e-6)
 
 
 @pytest.mark.parametrize("kind", [torch.optim.Adadelta, torch.optim.Rprop, torch.optim.LBFGS])
