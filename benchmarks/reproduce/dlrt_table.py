@@ -19,7 +19,7 @@ from running import Cell, Figure, connected, parser, reproduce, upload
 # Share saved in percent -> (the authors' accuracy, our tolerance). LeNet5's shares are recounted
 # with both factors from the authors' ranks: as published (93.0, 97.0, 97.8) they leave one out.
 PAPER = {
-    "mlp": {82.6: (98.10, 0.135), 86.5: (97.95, 0.15), 91.1: (97.44, 0.185), 92.4: (96.53, 0.195)},
+    "mlp": {82.6: (98.10, 0.135), 86.5: (97.95, 0.155), 91.1: (97.44, 0.185), 92.4: (96.53, 0.205)},
     "lenet5": {81.7: (98.21, 0.15), 93.2: (98.12, 0.25), 95.6: (97.45, 0.32)},
 }
 NETWORKS: dict[str, dict[str, Any]] = {
