@@ -11,9 +11,10 @@ from __future__ import annotations
 import math
 import platform
 from collections.abc import Mapping
-from functools import cache
+from dataclasses import dataclass
+from functools import cache, lru_cache
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal
 
 from torch import Tensor
 
@@ -30,7 +31,8 @@ WIDE_SPREAD = 4.6  # spread that means a condition number over 100: the Gram for
 _ANY = math.inf
 
 
-class Regimes(NamedTuple):
+@dataclass(frozen=True, eq=False)  # hashed by identity
+class Regimes:
     """What is fastest for each kind of input; 7 is a condition of 3e3, 10 of 6e4, 15 of 9e6."""
 
     square: Rows
@@ -99,18 +101,23 @@ AMD = Regimes(
 
 def ranking(x: Tensor, width: float) -> list[Name]:
     """The algorithms to try on ``x`` of spread ``width``, on a CPU, the fastest first."""
-    n, p = x.shape[-2:]
-    regimes, many, tall = measured(), batched(x), n >= TALL * p
-    if seems_gaussian(x, width):
-        rows = regimes.batch if many and p < PROBED_FROM / 2 else regimes.gaussian
-    elif tall:
-        rows = regimes.tall_batch if many else regimes.tall
-    else:
-        rows = regimes.batch if many else regimes.square
-    row = next(row for limit, row in rows.items() if p < limit)
+    *batch, n, p = x.shape
+    gaussian = n == p and GAUSSIAN[0] < width < GAUSSIAN[1]
+    row = _row(measured(), n, p, bool(batch) and math.prod(batch) > 1, gaussian)
     names = [name for reach, name in row if width <= reach]
     # NaN is no smaller than anything: the zero matrix is for whoever comes last.
     return names or [row[-1][1]]
+
+
+@lru_cache(maxsize=256)  # a small matrix feels the lookup
+def _row(regimes: Regimes, n: int, p: int, many: bool, gaussian: bool) -> Row:
+    if gaussian:
+        rows = regimes.batch if many and p < PROBED_FROM / 2 else regimes.gaussian
+    elif n >= TALL * p:
+        rows = regimes.tall_batch if many else regimes.tall
+    else:
+        rows = regimes.batch if many else regimes.square
+    return next(row for limit, row in rows.items() if p < limit)
 
 
 @cache

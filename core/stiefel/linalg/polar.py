@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Literal, NamedTuple
 
 import torch
@@ -77,7 +77,7 @@ def polar_factor(
 
     Source: Higham, Functions of Matrices, SIAM 2008, ch. 8.
     """
-    x = _prepared(x)
+    x, size = _prepared(x)
     if not x.numel():
         return Polar(x, torch.linalg.matrix_norm(x), 0, "svd")
     bound = default_tolerance(x) if tolerance is None else tolerance
@@ -85,7 +85,7 @@ def polar_factor(
         raise InvalidInputError(
             f"no polar algorithm is named {algorithm!r}", fix=f"use auto or one of {[*ALGORITHMS]}"
         )
-    result = _auto(x, bound) if algorithm == "auto" else ALGORITHMS[algorithm](x, bound)
+    result = _auto(x, bound, size) if algorithm == "auto" else ALGORITHMS[algorithm](x, bound)
     missed = result is None or _misses(result, bound)
     if missed and algorithm == "auto":
         result = _svd(x, bound)
@@ -104,8 +104,11 @@ def default_tolerance(x: Tensor) -> float:
     return 2 * max(8, x.shape[-1]) * torch.finfo(x.dtype).eps
 
 
-def _prepared(x: Tensor) -> Tensor:
-    """Check ``x``, widen half precision, and bring extreme magnitudes to 1."""
+def _prepared(x: Tensor) -> tuple[Tensor, float | None]:
+    """Check ``x``, widen half precision, and bring extreme magnitudes to 1.
+
+    Returns also the Frobenius norm, of a single matrix where it was not scaled.
+    """
     if x.ndim < 2 or x.shape[-2] < x.shape[-1]:
         raise InvalidInputError(
             f"polar_factor needs (..., n, p) with n >= p, got {tuple(x.shape)}",
@@ -120,12 +123,12 @@ def _prepared(x: Tensor) -> Tensor:
         x = x.float()
     x = x.detach()
     if not x.numel():
-        return x
+        return x, None
     # Within these norms eighth powers of singular values neither overflow nor vanish. The largest
     # entry, which is slow to find, matters only outside.
     least, most = _range(torch.linalg.vector_norm(x, dim=(-2, -1), keepdim=True))
     if least > 1e-3 and most < 1e4:
-        return x
+        return x, most if x.ndim == 2 else None
     peak = torch.linalg.vector_norm(x, ord=torch.inf, dim=(-2, -1), keepdim=True)
     if not math.isfinite(_range(peak)[1]):
         raise InvalidInputError(
@@ -133,8 +136,7 @@ def _prepared(x: Tensor) -> Tensor:
             code="non_finite_weights",
             fix="remove NaN or inf",
         )
-    scaled: Tensor = x / torch.where(peak > 0, peak, 1)
-    return scaled
+    return x / torch.where(peak > 0, peak, 1), None
 
 
 def _range(values: Tensor) -> tuple[float, float]:
@@ -150,24 +152,24 @@ def _misses(result: Polar, bound: float) -> bool:
     return not float(defect.max() if defect.ndim else defect) <= bound
 
 
-def _auto(x: Tensor, bound: float) -> Polar | None:
+def _auto(x: Tensor, bound: float, size: float | None) -> Polar | None:
     """The algorithm that suits ``x``, or None where only the SVD does."""
     n, p = x.shape[-2:]
     host = x.device.type == "cpu"
-    names: list[str] = []
+    names: Sequence[str] = ()
     # Tall, the Gram matrix is worth its price, and on a CPU most often used.
     if p >= PROBED_FROM and not (host and n >= TALL * p):
         width = probed_spread(x)
         if not width <= (PROBED_NEAR if host else WIDE_SPREAD):
-            names = [*ranking(x, probed_spread(x, probes=2))] if host else ["svd"]
+            names = ranking(x, probed_spread(x, probes=2)) if host else ["svd"]
     gram = x.mH @ x if not names or names[0] == "gram" else None
     if gram is not None:
-        width = spread(x, gram)
+        width = spread(x, gram, size)
         if width <= NEAR_SPREAD:
             near = _near(x, gram, bound)
             if near is not None:
                 return near
-        names = [*ranking(x, width)] if host else _on_accelerator(width)
+        names = ranking(x, width) if host else _on_accelerator(width)
     for name in names:
         result = _attempted(name, x, bound, gram, width)
         if result is not None:

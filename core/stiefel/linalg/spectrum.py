@@ -20,15 +20,17 @@ def mean_eigenvalue(gram: Tensor) -> Tensor:
     return mean
 
 
-def spread(x: Tensor, gram: Tensor) -> float:
+def spread(x: Tensor, gram: Tensor, size: float | None = None) -> float:
     """Return the largest variance of the eigenvalues of ``G = X^H X`` over their squared mean.
 
     Zero for a multiple of an orthonormal matrix; one for a Gaussian square matrix;
-    p / (effective rank) - 1 in general. NaN for the zero matrix. Cost: a pass over x and G.
+    p / (effective rank) - 1 in general. NaN for the zero matrix. Cost: a pass over x and G, over
+    G alone where ``size``, the norm of a single x, is known.
     """
     p = gram.shape[-1]
     if gram.ndim == 2:  # a small matrix feels every operation
-        size, norm = float(torch.linalg.vector_norm(x)), float(torch.linalg.vector_norm(gram))
+        size = float(torch.linalg.vector_norm(x)) if size is None else size
+        norm = float(torch.linalg.vector_norm(gram))
         return p * (norm / size**2) ** 2 - 1 if size else math.nan
     second, first = (torch.linalg.vector_norm(z, dim=(-2, -1)) for z in (gram, x))
     return p * float((second / first.square()).max()) ** 2 - 1

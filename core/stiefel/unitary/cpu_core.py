@@ -139,6 +139,32 @@ def _apply_form(gram_a: Array, variant: int, x: Array, out: Array) -> None:
 
 
 @kept
+def dots(x: Array, y: Array, out: Array) -> None:
+    """``out = x y^T`` (m, k, r) for rows x (m, k, p) and y (m, r, p), real."""
+    m, k, p = x.shape
+    for index in range(m):
+        for i in range(k):
+            for j in range(y.shape[1]):
+                total = x[index, i, 0] * y[index, j, 0]
+                for c in range(1, p):
+                    total += x[index, i, c] * y[index, j, c]
+                out[index, i, j] = total
+
+
+@kept
+def combined(weights: Array, rows: Array, out: Array) -> None:
+    """``out = weights rows`` (m, q, n) for rows (m, s, n), real."""
+    m, s, n = rows.shape
+    for index in range(m):
+        for i in range(weights.shape[1]):
+            for c in range(n):
+                out[index, i, c] = weights[index, i, 0] * rows[index, 0, c]
+            for j in range(1, s):
+                for c in range(n):
+                    out[index, i, c] += weights[index, i, j] * rows[index, j, c]
+
+
+@kept
 def small(gamma: Array, gram_a: Array, variant: int, M: Array) -> None:
     """Fill M (m, 2k, 2k) from the Gram matrices (m, 2k, 2k) and (m, k, k)."""
     m, q, _ = gamma.shape

@@ -25,6 +25,8 @@ _VARIANTS: dict[Variant, int] = {"tangent": 0, "direct": 1, "cayley": 2}
 LARGEST_RANK = 16
 # Entries under which a second thread costs more than it saves.
 _SHARED_FROM = 16384
+# Products of so few pairs of rows are done sooner than PyTorch is called.
+_FEW = 32
 
 
 def supports(W: Tensor, rank: int) -> bool:
@@ -66,7 +68,7 @@ def step_(
         inside = slice(columns.start, columns.stop)
         # W^H a of the corrected W; its W b follows row by row inside the update.
         Wa = Wa.copy()
-        Wa[:, :, inside] -= _product(Wa, residual.conj().transpose(0, 2, 1)) / 2
+        Wa[:, :, inside] -= _dots(Wa, residual) / 2
     factors = _factors(sweep, left, right, Wb, Wa, variant)
     sweep.update(factors, residual)
     if residual is None:
@@ -178,10 +180,28 @@ def _factors(
         below += np.eye(*below.shape[-2:])
         M, sources = np.concatenate((M, below), axis=1), [*sources, left]
     weights = np.ascontiguousarray(M.transpose(0, 2, 1)).astype(sweep.U.dtype)
-    w = _product(weights, np.concatenate(sources, axis=1))
+    w = _combined(weights, np.concatenate(sources, axis=1))
     v = np.concatenate((right, Wa), axis=1)
     shift = (moved / -2).astype(sweep.U.dtype)
     return _Factors(w, np.conj(v) if sweep.is_complex else v, shift)
+
+
+def _dots(x: Array, y: Array) -> Array:
+    """``x y^H`` (m, k, r) of rows."""
+    if np.iscomplexobj(x) or x.shape[1] * y.shape[1] > _FEW:
+        return _product(x, y.conj().transpose(0, 2, 1))
+    out = np.empty((len(x), x.shape[1], y.shape[1]), x.dtype)
+    _compiled()[0].dots(x, y, out)
+    return out
+
+
+def _combined(weights: Array, rows: Array) -> Array:
+    """``weights rows`` (m, q, n): sums of rows."""
+    if np.iscomplexobj(rows) or weights.shape[1] * weights.shape[2] > _FEW:
+        return _product(weights, rows)
+    out = np.empty((*weights.shape[:2], rows.shape[2]), rows.dtype)
+    _compiled()[0].combined(weights, rows, out)
+    return out
 
 
 def _product(x: Array, y: Array) -> Array:
