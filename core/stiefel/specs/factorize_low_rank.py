@@ -51,7 +51,7 @@ class FactorizeLowRankSpec(ConversionSpec):
     break_even: bool = Field(
         default=True,
         description="Leave a matrix as it is where its two factors would not be smaller "
-        "(factored output only).",
+        "(factored output only; the rules budget and share always do).",
     )
     engine: Literal["auto", "full", "gram", "randomised"] = Field(
         default="auto",
