@@ -21,7 +21,7 @@ SPECS = {
     "uwpa": {"method": "project.unitary", "algorithm": "uwpa", "iterations": 20},
     "rank": FACTORIZE | {"rule": {"by": "rank", "value": 3}},
     "energy": FACTORIZE | {"rule": {"by": "energy", "value": 0.8}},
-    "budget": FACTORIZE | {"rule": {"by": "share", "value": 0.6}},
+    "budget": FACTORIZE | {"rule": {"by": "share", "value": 0.2}},
     "orthonormal rows": FACTORIZE | {"rule": {"by": "rank", "value": 4}, "factors": "us_v"},
     "merged": FACTORIZE | {"rule": {"by": "rank", "value": 3}, "output": "merged"},
     "gram engine": FACTORIZE | {"rule": {"by": "ratio", "value": 0.3}, "engine": "gram"},
