@@ -102,8 +102,7 @@ AMD = Regimes(
 def ranking(x: Tensor, width: float) -> list[Name]:
     """The algorithms to try on ``x`` of spread ``width``, on a CPU, the fastest first."""
     *batch, n, p = x.shape
-    gaussian = n == p and GAUSSIAN[0] < width < GAUSSIAN[1]
-    row = _row(measured(), n, p, bool(batch) and math.prod(batch) > 1, gaussian)
+    row = _row(measured(), n, p, math.prod(batch) > 1, seems_gaussian(n, p, width))
     names = [name for reach, name in row if width <= reach]
     # NaN is no smaller than anything: the zero matrix is for whoever comes last.
     return names or [row[-1][1]]
@@ -138,11 +137,12 @@ def batched(x: Tensor) -> bool:
 
 def guessed_ratio(x: Tensor, width: float) -> float:
     """Guess the least singular value over the largest from the spread of the squares."""
-    if seems_gaussian(x, width):
-        return 1 / (2 * x.shape[-1])
+    n, p = x.shape[-2:]
+    if seems_gaussian(n, p, width):
+        return 1 / (2 * p)
     return math.exp(-1 - min(width, 20.0))
 
 
-def seems_gaussian(x: Tensor, width: float) -> bool:
-    """Whether ``x`` is square and spread as a matrix of independent entries is."""
-    return x.shape[-2] == x.shape[-1] and GAUSSIAN[0] < width < GAUSSIAN[1]
+def seems_gaussian(n: int, p: int, width: float) -> bool:
+    """Whether an n x p matrix is square and spread as one of independent entries is."""
+    return n == p and GAUSSIAN[0] < width < GAUSSIAN[1]

@@ -70,9 +70,10 @@ def _linear_layer(model: nn.Module, name: str) -> nn.Linear:
             tensor=name,
             fix="name linear layers only",
         )
-    if len(_users(model, layer.weight)) > 1:
+    users = _users(model, layer.weight)
+    if len(users) > 1:
         raise InvalidInputError(
-            f"the weight of {name!r} is also that of {_users(model, layer.weight)}",
+            f"the weight of {name!r} is also that of {[u for u in users if u != f'{name}.weight']}",
             code="tied_weight",
             tensor=name,
             fix="leave the layer out, or give it a weight of its own",
