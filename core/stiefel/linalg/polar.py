@@ -11,6 +11,7 @@ from torch import Tensor
 
 from stiefel.errors import InvalidInputError, NotConvergedError
 from stiefel.linalg.choice import (
+    ON_ACCELERATOR,
     PROBED_FROM,
     TALL,
     WIDE_SPREAD,
@@ -157,11 +158,11 @@ def _auto(x: Tensor, bound: float, size: float | None) -> Polar | None:
     n, p = x.shape[-2:]
     host = x.device.type == "cpu"
     names: Sequence[str] = ()
-    # Tall, the Gram matrix is worth its price, and on a CPU most often used.
-    if p >= PROBED_FROM and not (host and n >= TALL * p):
+    # Tall, the Gram matrix is most often used; on an accelerator always.
+    if host and p >= PROBED_FROM and n < TALL * p:
         width = probed_spread(x)
-        if not width <= (PROBED_NEAR if host else WIDE_SPREAD):
-            names = ranking(x, probed_spread(x, probes=2)) if host else ["svd"]
+        if not width <= PROBED_NEAR:
+            names = ranking(x, probed_spread(x, probes=2))
     gram = x.mH @ x if not names or names[0] == "gram" else None
     if gram is not None:
         width = spread(x, gram, size)
@@ -169,7 +170,7 @@ def _auto(x: Tensor, bound: float, size: float | None) -> Polar | None:
             near = _near(x, gram, bound)
             if near is not None:
                 return near
-        names = ranking(x, width) if host else _on_accelerator(width)
+        names = ranking(x, width) if host else ON_ACCELERATOR
     for name in names:
         result = _attempted(name, x, bound, gram, width)
         if result is not None:
@@ -177,15 +178,12 @@ def _auto(x: Tensor, bound: float, size: float | None) -> Polar | None:
     return None
 
 
-def _on_accelerator(width: float) -> list[str]:
-    # Factorisations run far from the speed of a product there.
-    return ["polynomial", "svd"] if width <= WIDE_SPREAD else ["svd"]
-
-
 def _attempted(
     name: str, x: Tensor, bound: float, gram: Tensor | None, width: float
 ) -> Polar | None:
     if name == "polynomial" and gram is not None:
+        if x.device.type != "cpu":
+            return _polynomial(x, bound, gram)
         # The least singular value of many matrices lies far below that of one.
         return _polynomial(x, bound, gram, rounds=4 if batched(x) else 2)
     if name == "gram" and gram is not None:

@@ -1,30 +1,48 @@
 """The fused rank-k update on CUDA: the Triton twin of ``kernels_cpu``.
 
-The same two sweeps: one read of W for ``W b`` and ``W^H a`` together, one read and write for the
-rank-2k update. The 2k x 2k algebra stays in PyTorch (``small_matrices``), without host
-synchronisation. Real float32 only; complex, float64 and larger ranks use the eager path. Triton
-comes with the CUDA builds of PyTorch; without it ``supports`` is false.
+A sweep reads W for ``W b``, ``W^T a`` and the residual of a drift column (from rank 3 on: two
+products of cuBLAS); then come sums and Gram matrices, the 2k x 2k algebra, and the sweep that
+corrects the column and adds the rank-2k step: four launches. No host synchronisation, so that a
+step can be part of a CUDA graph. Partial sums have a fixed order: equal inputs give equal bits.
+
+Real float32 only; complex, float64 and larger ranks use PyTorch with ``cuda_algebra`` for the
+small matrices.
 """
 
 from __future__ import annotations
 
 from functools import cache
-from importlib.util import find_spec
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from stiefel.unitary import cuda_algebra
 from stiefel.unitary.drift import restore_columns_
-from stiefel.unitary.rank_k_update import Products, Variant, update_factors
+from stiefel.unitary.rank_k_update import Products, Variant
 
 LARGEST_RANK = 8
-# Tiles: a larger one for the products spills registers (ptxas for sm_90, rank 8), and many short
-# blocks of rows keep all multiprocessors of a GPU busy at n = 2048.
-_PRODUCT_ROWS, _ROWS, _COLUMNS = 16, 64, 64
 
 
-def supports(W: Tensor, rank: int) -> bool:
+# Rank up to which one sweep in Triton gives both products sooner than two of cuBLAS.
+_SWEPT_RANK = 2
+_LARGE = 1 << 22  # entries from which wide tiles keep every multiprocessor of an H100 busy
+_LENGTH = 64  # positions per program between the sweeps
+
+
+class Tiles(NamedTuple):
+    """Sizes that only the speed depends on, as measured on an H100."""
+
+    block: int  # rows of W per program of the first sweep
+    rows: int
+    columns: int
+
+
+def _tiles(entries: int) -> Tiles:
+    return Tiles(64, 8, 256) if entries >= _LARGE else Tiles(64, 16, 64)
+
+
+def supports(W: Tensor, rank: int, variant: Variant = "tangent") -> bool:
     """Whether ``step_`` can take a step of this rank."""
     return (
         W.device.type == "cuda"
@@ -32,7 +50,8 @@ def supports(W: Tensor, rank: int) -> bool:
         and W.is_contiguous()
         and rank <= LARGEST_RANK
         and W.numel() > 0
-        and find_spec("triton") is not None
+        and (variant != "direct" or W.shape[-1] == W.shape[-2])
+        and cuda_algebra.available()
     )
 
 
@@ -45,51 +64,107 @@ def step_(
     products: Products | None = None,
     columns: range = range(0),
 ) -> Tensor | None:
-    """Take the step of ``rank_k_update_`` with Triton kernels, then restore ``columns``."""
-    known = products if products is not None else fused_products(W, a, b)
-    left, right = update_factors(W, a, b, variant=variant, products=known)
-    fused_update_(W, left, right)
-    return restore_columns_(W, columns) if columns else None
+    """Correct the drift of ``columns`` and take the step of ``rank_k_update_``.
+
+    One column is corrected before the step, on the way, as on the CPU; several after it.
+    """
+    drift = len(columns) == 1
+    residual = _Step(W, a, b, columns.start if drift else None).take(variant, products)
+    if columns and not drift:
+        return restore_columns_(W, columns)
+    return residual
 
 
-def fused_products(W: Tensor, a: Tensor, b: Tensor) -> Products:
-    """Return ``W b`` and ``W^T a`` from one read of W ``(..., n, p)``."""
-    U, left, right = _flat(W), _rows(a), _rows(b)
-    m, n, p = U.shape
-    k = left.shape[1]
-    blocks = -(-n // _PRODUCT_ROWS)
-    dots = torch.empty(m, k, n, device=W.device)
-    partial = torch.empty(m, blocks, k, p, device=W.device)
-    sizes = {"K": _padded(k), "ROWS": _PRODUCT_ROWS, "COLUMNS": _COLUMNS}
-    _kernels()[0][(blocks, m)](U, left, right, dots, partial, n, p, k, blocks, **sizes)
-    shape = W.shape[:-2]
-    return Products(dots.mT.reshape(*shape, n, k), partial.sum(1).mT.reshape(*shape, p, k))
+class _Step:
+    """One step of a stack of matrices, launch by launch."""
+
+    def __init__(self, W: Tensor, a: Tensor, b: Tensor, column: int | None) -> None:
+        self.W, self.drift, self.column = W, column is not None, column or 0
+        self.U, self.a, self.b = (x.detach().reshape(-1, *x.shape[-2:]) for x in (W, a, b))
+        self.m, self.n, self.p = self.U.shape
+        self.k = a.shape[-1]
+        self.K = cuda_algebra.padded(self.k)
+        self.strides = (*self.a.stride(), *self.b.stride())
+
+    def take(self, variant: Variant, products: Products | None) -> Tensor | None:
+        """Launch everything; return the residual of the drift column, if there is one."""
+        m, n, p, k = self.m, self.n, self.p, self.k
+        dots, sums, residuals = self._partial(products)
+        Wb, Wa, residual = self._new(k, n), self._new(k, p), self._new(1, p)
+        parts = -(-n // _LENGTH)
+        grams = self._new(parts, (3 * self.K + 1) * self.K, dtype=torch.float64)
+        left, shift, delta = self._new(2 * k, n), self._new(2, k), self._new(1, k)
+        sizes: dict[str, Any] = {"K": self.K, "DRIFT": self.drift, "LENGTH": _LENGTH}
+        counts = [x.shape[1] for x in (dots, sums, residuals)]
+        firsts = [x.stride(0) for x in (dots, sums, residuals)]
+        kernels = _kernels()
+        kernels.gathered[(parts, m)](
+            self.a, self.b, dots, sums, residuals, Wb, Wa, residual, grams, n, p, k, *counts,
+            *firsts, *self.strides, self.column, **sizes,
+            SUMMED=16 if max(counts[:2]) > 1 else 1, SWEPT=16 if counts[2] > 1 else 1,
+        )  # fmt: skip
+        kernels.core[(parts, m)](
+            self.a, self.b, Wb, grams, left, shift, delta, n, k, parts, *self.strides,
+            self.column, **sizes, VARIANT=cuda_algebra.VARIANTS[variant], SUMMED=8, num_warps=2,
+        )  # fmt: skip
+        kernels.update[(-(-n // 4), m)](
+            self.U, left, self.b, Wa, residual, shift, delta, n, p, *self.strides[3:],
+            self.column, RANK=k, DRIFT=self.drift, ROWS=4,
+            COLUMNS=min(1024, cuda_algebra.padded(p)), num_warps=8,
+        )  # fmt: skip
+        return residual.mT.reshape(*self.W.shape[:-2], p, 1) if self.drift else None
+
+    def _partial(self, products: Products | None) -> tuple[Tensor, Tensor, Tensor]:
+        """Return W b, W^T a and the residual's W^T c: by rows, each as one or more summands."""
+        if products is not None:
+            flat = (x.detach().reshape(-1, *x.shape[-2:]) for x in products)
+            dots, sums = (x.mT.contiguous()[:, None] for x in flat)
+            return dots, sums, self._swept(dots, sums) if self.drift else sums
+        if self.k > _SWEPT_RANK:
+            return self._multiplied()
+        tiles = _tiles(self.U.numel())
+        dots = self._new(-(-self.p // tiles.columns), self.k, self.n)
+        sums = self._new(-(-self.n // tiles.block), self.k, self.p)
+        return dots, sums, self._swept(dots, sums, both=True)
+
+    def _swept(self, dots: Tensor, sums: Tensor, *, both: bool = False) -> Tensor:
+        """Sweep over W for the residual of the column, and with ``both`` the products."""
+        tiles = _tiles(self.U.numel())
+        blocks, chunks = -(-self.n // tiles.block), -(-self.p // tiles.columns)
+        residuals = self._new(blocks if self.drift else 1, self.p)
+        _kernels().products[(blocks, chunks, self.m)](
+            self.U, self.a, self.b, dots, sums, residuals, self.n, self.p, self.k, *self.strides,
+            self.column, K=self.K, PRODUCTS=both, DRIFT=self.drift, BLOCK=tiles.block,
+            ROWS=tiles.rows, COLUMNS=tiles.columns,
+        )  # fmt: skip
+        return residuals
+
+    def _multiplied(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the same from two products of cuBLAS."""
+        rows = self.a.mT
+        if self.drift:
+            rows = torch.cat((rows, self.U[:, :, self.column, None].mT), 1)
+        below = _product(rows, self.U)
+        dots = _product(self.b.mT, self.U.mT)
+        return dots[:, None], below[:, None, : self.k], below[:, -1:]
+
+    def _new(self, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+        return torch.empty(self.m, *shape, dtype=dtype, device=self.U.device)
 
 
-def fused_update_(W: Tensor, left: Tensor, right: Tensor) -> None:
-    """Add ``left @ right`` to W in one read and write; left (..., n, q), right (..., q, p)."""
-    U, weights, vectors = _flat(W), _rows(left), _flat(right).contiguous()
-    m, n, p = U.shape
-    q = vectors.shape[1]
-    grid = (-(-n // _ROWS), -(-p // _COLUMNS), m)
-    sizes = {"ROWS": _ROWS, "COLUMNS": _COLUMNS}
-    _kernels()[1][grid](U, weights, vectors, n, p, q, **sizes)
+def _product(x: Tensor, y: Tensor) -> Tensor:
+    return (x[0] @ y[0])[None] if len(x) == 1 else x @ y
 
 
-def _flat(x: Tensor) -> Tensor:
-    return x.detach().reshape(-1, *x.shape[-2:])
-
-
-def _rows(x: Tensor) -> Tensor:
-    return _flat(x).mT.contiguous()
-
-
-def _padded(k: int) -> int:
-    return 1 << (k - 1).bit_length()
+class _Kernels(NamedTuple):
+    products: Any
+    gathered: Any
+    core: Any
+    update: Any
 
 
 @cache
-def _kernels() -> tuple[Any, Any]:
-    from stiefel.unitary import cuda_sweeps
+def _kernels() -> _Kernels:
+    from stiefel.unitary import cuda_core, cuda_sweeps
 
-    return cuda_sweeps.products, cuda_sweeps.update
+    return _Kernels(cuda_sweeps.products, cuda_core.gathered, cuda_core.core, cuda_sweeps.update)

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from stiefel.errors import InvalidInputError
+from stiefel.unitary import cuda_algebra
 from stiefel.unitary.small_matrices import (
     cayley_core,
     direct_core,
@@ -98,19 +99,25 @@ def update_factors(
     """Return the rank-2k correction of ``rank_k_update`` without applying it."""
     check_step(W, a, b, variant=variant)
     Wb, Wa = products if products is not None else skinny_products(W, a, b)
-    gamma, gram_a, balance = _balanced_gram(a, b, Wa, of_steps=variant != "direct")
-    k = a.shape[-1]
+    M = _core(a, b, Wa, variant).to(W.dtype)
     if variant == "direct":
-        M = direct_core(gamma, _direct_form(gram_a))
-        return _direct_factors(W, a, b, Wb, Wa, _unbalanced(M, balance).to(W.dtype))
-    K = _skew_form(gamma, k)
+        return _direct_factors(W, a, b, Wb, Wa, M)
+    return Factors(_beside(Wb, a) @ M, _beside(b, Wa).mH)
+
+
+def _core(a: Tensor, b: Tensor, Wa: Tensor, variant: Variant) -> Tensor:
+    # A thousandth of the rounding of W: fewer products for float32.
+    accuracy = max(1e-17, 1e-3 * torch.finfo(a.dtype).eps)
+    gamma, gram_a = _grams(a, b, Wa, of_steps=variant != "direct")
+    if cuda_algebra.supports(a):
+        return cuda_algebra.core(gamma, gram_a, variant, accuracy=accuracy)
+    gamma, gram_a, balance = _balanced(gamma, gram_a)
+    if variant == "direct":
+        return _unbalanced(direct_core(gamma, _direct_form(gram_a)), balance)
+    K = _skew_form(gamma, a.shape[-1])
     if variant == "tangent":
-        # A thousandth of the rounding of W: fewer products for float32.
-        M = tangent_core(gamma, K, accuracy=max(1e-17, 1e-3 * torch.finfo(W.dtype).eps))
-    else:
-        M = cayley_core(gamma, K)
-    M = _unbalanced(M, balance)
-    return Factors(_beside(Wb, a) @ M.to(W.dtype), _beside(b, Wa).mH)
+        return _unbalanced(tangent_core(gamma, K, accuracy=accuracy), balance)
+    return _unbalanced(cayley_core(gamma, K), balance)
 
 
 def generator_factors(W: Tensor, F: Tensor, K: Tensor, *, variant: Variant = "tangent") -> Factors:
@@ -199,27 +206,35 @@ def _adjoint_product(W: Tensor, a: Tensor) -> Tensor:
     return (a.mH @ W).mH
 
 
-def _balanced_gram(
-    a: Tensor, b: Tensor, Wa: Tensor, *, of_steps: bool
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the Gram of ``[c b, Wa / c]``, that of ``a / c``, and the diagonal that undoes c.
+def _grams(a: Tensor, b: Tensor, Wa: Tensor, *, of_steps: bool) -> tuple[Tensor, Tensor]:
+    """Return the Gram matrices of ``[b, Wa]`` and of ``a``.
 
-    ``c`` gives both halves one norm: a step of size 1e-18 is then no different from one of
-    size 1. ``of_steps`` asks for the Gram of F = [c W b, a / c], which shares all blocks but
+    ``of_steps`` asks for that of F = [W b, a] instead of the first, which shares all blocks but
     the last (equal where W is square).
     """
     k, wide = a.shape[-1], _wide(a.dtype)
     narrow = wide if k < _EXACT_GRAMS else a.dtype
     A, B, C = (x.to(narrow) for x in (a, b, Wa))
-    norm_a, norm_b = (torch.linalg.matrix_norm(x).to(torch.float64) for x in (A, B))
-    moves = (norm_a > 0) & (norm_b > 0)
-    c = torch.where(moves, norm_a / norm_b, 1.0).sqrt()[..., None, None]
-    gram_a, gram_b = (A.mH @ A).to(wide) / c**2, (B.mH @ B).to(wide) * c**2
+    gram_a = (A.mH @ A).to(wide)
     cross = (B.mH @ C).to(wide)
-    last = gram_a if of_steps else (C.mH @ C).to(wide) / c**2
-    upper, lower = torch.cat((gram_b, cross), -1), torch.cat((cross.mH, last), -1)
+    last = gram_a if of_steps else (C.mH @ C).to(wide)
+    upper = torch.cat(((B.mH @ B).to(wide), cross), -1)
+    return torch.cat((upper, torch.cat((cross.mH, last), -1)), -2), gram_a
+
+
+def _balanced(gamma: Tensor, gram_a: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the Gram of ``[c b, Wa / c]``, that of ``a / c``, and the diagonal that undoes c.
+
+    ``c`` gives both halves one norm: a step of size 1e-18 is then no different from one of
+    size 1.
+    """
+    k = gram_a.shape[-1]
+    size_a = gram_a.diagonal(dim1=-2, dim2=-1).real.sum(-1)
+    size_b = gamma.diagonal(dim1=-2, dim2=-1)[..., :k].real.sum(-1)
+    moves = (size_a > 0) & (size_b > 0)
+    c = torch.where(moves, size_a.sqrt() / size_b.sqrt(), 1.0).sqrt()[..., None, None]
     balance = torch.cat((c.expand(*c.shape[:-1], k), (1 / c).expand(*c.shape[:-1], k)), -1)
-    return torch.cat((upper, lower), -2), gram_a, balance
+    return balance.mT * gamma * balance, gram_a / c**2, balance
 
 
 def _unbalanced(M: Tensor, balance: Tensor) -> Tensor:

@@ -39,7 +39,7 @@ def step_(
     rank = a.shape[-1]
     if kernels_cpu.supports(W, rank):
         return kernels_cpu.step_(W, a, b, variant=variant, products=products, columns=columns)
-    if kernels_cuda.supports(W, rank):
+    if kernels_cuda.supports(W, rank, variant):
         return kernels_cuda.step_(W, a, b, variant=variant, products=products, columns=columns)
     rank_k_update_(W, a, b, variant=variant, products=products)
     if not columns:
