@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import torch
 
 ROOT = Path(__file__).parents[1]
 RESULTS = Path(__file__).parent / "results"
@@ -53,11 +54,12 @@ class Service:
         return process
 
     def start_worker(
-        self, number: int = 0, *, concurrency: int = 1, wait: bool = True
+        self, number: int = 0, *, concurrency: int = 1, queues: str = "cpu", wait: bool = True
     ) -> subprocess.Popen[bytes]:
         """Start a worker, by default until it looks for jobs."""
         log = f"worker-{number}-{len(self.processes)}.log"
-        worker = self.spawn("-m", "stiefel_worker", "--concurrency", str(concurrency), log=log)
+        options = ("--concurrency", str(concurrency), "--queues", queues)
+        worker = self.spawn("-m", "stiefel_worker", *options, log=log)
         if wait:
             wait_for(lambda: "looks at" in (self.folder / log).read_text(), 120)
         return worker
@@ -200,7 +202,7 @@ def environment() -> dict[str, Any]:
     return {
         "date": time.strftime("%Y-%m-%d"),
         "machine": platform.platform(),
-        "device": "cpu",
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
         "cpus": len(os.sched_getaffinity(0)),
         "load_before": os.getloadavg()[0],
         "python": platform.python_version(),

@@ -29,7 +29,7 @@ def cells(options: argparse.Namespace, data: dict[str, Any]) -> list[Cell]:
             "hidden": 2 * options.width,
         },
         "data": data,
-        "optimizer": {"name": "adamw", "learning_rate": 1e-3, "weight_decay": 0.01},
+        "optimizer": {"name": "adamw", "learning_rate": options.rate, "weight_decay": 0.01},
         "schedule": {"kind": "cosine", "warmup_steps": steps // 20},
         "clip_norm": 5.0,
         "batch_size": options.batch,
@@ -58,6 +58,8 @@ def main() -> None:
     arguments.add_argument("--width", type=int, default=128)
     arguments.add_argument("--batch", type=int, default=128)
     arguments.add_argument("--epochs", type=int, default=10)
+    arguments.add_argument("--rate", type=float, default=1e-3)
+    arguments.add_argument("--name", default="oialr_vit")
     arguments.add_argument("--cutoffs", type=float, nargs="+", default=[0.15, 0.3])
     options = arguments.parse_args()
     notes = (
@@ -74,10 +76,9 @@ def main() -> None:
             "augment": "flip_shift",
         }
         figure = Figure(more=("parameters_saved", "trainable_share"))
-        name, title = "oialr_vit", f"Mini-ViT on CIFAR-10, width {options.width}"
-        reproduce(
-            client, name, title, cells(options, data), figure, seeds=options.seeds, notes=notes
-        )
+        title = f"Mini-ViT on CIFAR-10, width {options.width}, on {options.device}"
+        made = cells(options, data)
+        reproduce(client, options.name, title, made, figure, seeds=options.seeds, notes=notes)
 
 
 if __name__ == "__main__":

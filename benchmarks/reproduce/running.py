@@ -68,6 +68,7 @@ def parser(doc: str | None) -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(description=doc)
     made.add_argument("--url", help="a running service (key in STIEFEL_API_KEY); default: own")
     made.add_argument("--concurrency", type=int, default=2, help="jobs at once of the own service")
+    made.add_argument("--device", default="cpu", help="queue of the own service: cpu or cuda")
     made.add_argument("--seeds", type=int, nargs="+", default=[0])
     return made
 
@@ -86,7 +87,7 @@ def connected(options: argparse.Namespace) -> Iterator[httpx.Client]:
         service(Path(folder), "embedded", lease_s=900) as own,
     ):
         own.start_api()
-        own.start_worker(concurrency=options.concurrency)
+        own.start_worker(concurrency=options.concurrency, queues=options.device)
         yield own.client
 
 

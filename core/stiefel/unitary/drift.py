@@ -18,7 +18,8 @@ def restore_columns_(W: Tensor, columns: range) -> Tensor:
         ``(..., p, r)``: ``W^H C - I_r`` as it was before.
     """
     C = W[..., columns.start : columns.stop]
-    residual = (C.mH @ W).mH.contiguous()
+    # Of a copy: cuBLAS takes 168 us for 2048 complex numbers with a stride, and 12 without.
+    residual = (C.clone(memory_format=torch.contiguous_format).mH @ W).mH.contiguous()
     residual[..., columns.start : columns.stop, :].diagonal(dim1=-2, dim2=-1).sub_(1)
     C -= (residual.mT @ W.mT).mT / 2
     return residual

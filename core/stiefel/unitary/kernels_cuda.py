@@ -1,9 +1,10 @@
 """The fused rank-k update on CUDA: the Triton twin of ``kernels_cpu``.
 
-A sweep reads W for ``W b``, ``W^T a`` and the residual of a drift column (from rank 3 on: two
-products of cuBLAS); then come sums and Gram matrices, the 2k x 2k algebra, and the sweep that
-corrects the column and adds the rank-2k step: four launches. No host synchronisation, so that a
-step can be part of a CUDA graph. Partial sums have a fixed order: equal inputs give equal bits.
+A sweep reads W for ``W b``, ``W^T a`` and the residual of a drift column; then come sums and Gram
+matrices, the 2k x 2k algebra, and the sweep that corrects the column and adds the rank-2k step:
+four launches. From rank 3 on cuBLAS multiplies, and what lies between stays two launches. No host
+synchronisation, so that a step can be part of a CUDA graph. Sums of partial sums have a fixed
+order: equal inputs give equal bits.
 
 Real float32 only; complex, float64 and larger ranks use PyTorch with ``cuda_algebra`` for the
 small matrices.
@@ -19,12 +20,12 @@ from torch import Tensor
 
 from stiefel.unitary import cuda_algebra
 from stiefel.unitary.drift import restore_columns_
-from stiefel.unitary.rank_k_update import Products, Variant
+from stiefel.unitary.rank_k_update import Products, Variant, add_product_
 
 LARGEST_RANK = 8
 
 
-# Rank up to which one sweep in Triton gives both products sooner than two of cuBLAS.
+# Rank up to which sweeps in Triton beat the skinny products of cuBLAS.
 _SWEPT_RANK = 2
 _LARGE = 1 << 22  # entries from which wide tiles keep every multiprocessor of an H100 busy
 _LENGTH = 64  # positions per program between the sweeps
@@ -107,11 +108,14 @@ class _Step:
             self.a, self.b, Wb, grams, left, shift, delta, n, k, parts, *self.strides,
             self.column, **sizes, VARIANT=cuda_algebra.VARIANTS[variant], SUMMED=8, num_warps=2,
         )  # fmt: skip
-        kernels.update[(-(-n // 4), m)](
-            self.U, left, self.b, Wa, residual, shift, delta, n, p, *self.strides[3:],
-            self.column, RANK=k, DRIFT=self.drift, ROWS=4,
-            COLUMNS=min(1024, cuda_algebra.padded(p)), num_warps=8,
-        )  # fmt: skip
+        if k > _SWEPT_RANK:
+            self._add(left, Wa, residual, shift, delta)
+        else:
+            kernels.update[(-(-n // 4), m)](
+                self.U, left, self.b, Wa, residual, shift, delta, n, p, *self.strides[3:],
+                self.column, RANK=k, DRIFT=self.drift, ROWS=4,
+                COLUMNS=min(1024, cuda_algebra.padded(p)), num_warps=8,
+            )  # fmt: skip
         return residual.mT.reshape(*self.W.shape[:-2], p, 1) if self.drift else None
 
     def _partial(self, products: Products | None) -> tuple[Tensor, Tensor, Tensor]:
@@ -147,6 +151,19 @@ class _Step:
         below = _product(rows, self.U)
         dots = _product(self.b.mT, self.U.mT)
         return dots[:, None], below[:, None, : self.k], below[:, -1:]
+
+    def _add(
+        self, left: Tensor, Wa: Tensor, residual: Tensor, shift: Tensor, delta: Tensor
+    ) -> None:
+        """Correct the column and add the step as ``update`` does, by cuBLAS."""
+        if self.drift:
+            moved = _product(residual, self.U.mT)
+            left = torch.baddbmm(left, shift.reshape(self.m, 2 * self.k, 1), moved)
+            own = torch.baddbmm(moved, delta, left[:, self.k :], beta=-0.5)
+            add_product_(self.U, left.mT, torch.cat((self.b.mT, Wa), 1))
+            self.U[:, :, self.column] += own[:, 0]
+        else:
+            add_product_(self.U, left.mT, torch.cat((self.b.mT, Wa), 1))
 
     def _new(self, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
         return torch.empty(self.m, *shape, dtype=dtype, device=self.U.device)
