@@ -2,13 +2,14 @@
 
 In PyTorch alone it is some two hundred tiny launches, which take longer than the update itself.
 Triton comes with the CUDA builds of PyTorch; it also needs a C compiler, for a stub that it builds
-once per machine.
+once per machine. Where that fails, PyTorch does it all.
 """
 
 from __future__ import annotations
 
 import os
 import shutil
+import warnings
 from functools import cache
 from importlib.util import find_spec
 from typing import Any
@@ -25,9 +26,20 @@ _COMPILERS = ("cc", "gcc", "clang")
 
 @cache
 def available() -> bool:
-    """Whether kernels can be compiled here."""
+    """Whether kernels can be compiled here: tried once per process, on one little matrix."""
     compiler = os.environ.get("CC") or next(filter(shutil.which, _COMPILERS), None)
-    return find_spec("triton") is not None and compiler is not None
+    if find_spec("triton") is None or compiler is None:
+        return False
+    one = torch.eye(2, dtype=torch.float64, device="cuda")
+    try:
+        core(one, one[:1, :1], "cayley", accuracy=1.0)
+    except Exception as error:  # whatever its compiler, its stub or the driver may say
+        warnings.warn(
+            f"Triton does not work here ({type(error).__name__}): projUNN takes its slower steps",
+            stacklevel=2,
+        )
+        return False
+    return True
 
 
 def supports(a: Tensor) -> bool:
