@@ -41,6 +41,7 @@ GAUSSIAN = "Gaussian"
 KINDS = [NOISE, *(f"{c:.0e}" for c in CONDITIONS), GAUSSIAN]
 TURN = 4e-3  # seconds that a turn of the fastest contestant lasts at least
 WAITING = 0.02  # share of a turn that its threads may have waited for a processor
+RESULT = Path("benchmarks/results/polar")
 Contestant = Callable[[], Tensor]
 
 
@@ -226,7 +227,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--kinds", default="", help="a part of the kinds, such as 1e+03,Gaussian")
     parser.add_argument("--append", action="store_true")
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/polar"))
+    parser.add_argument("--out", type=Path, default=RESULT)
     return parser.parse_args()
 
 
@@ -237,6 +238,7 @@ def command(options: argparse.Namespace) -> str:
         *([f"--shapes {options.shapes}"] if options.shapes else []),
         *([f"--kinds {options.kinds}"] if options.kinds else []),
         *(["--append"] if options.append else []),
+        *([f"--out {options.out}"] if options.out != RESULT else []),
     ]
     return " ".join(words)
 

@@ -1,4 +1,4 @@
-"""The same results on a GPU as on the CPU. Skipped, with the reason, where there is none.
+"""The same results on a GPU as on the CPU. Left out where there is none; ``test_gpu`` says so.
 
 ``STIEFEL_TEST_DEVICE=cpu`` runs what does not need CUDA itself on the CPU, to try the tests.
 """
@@ -6,18 +6,21 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 import pytest
 import torch
 
 _DEVICE = os.environ.get("STIEFEL_TEST_DEVICE", "cuda")
 
+if _DEVICE == "cuda" and not torch.cuda.is_available():
+    rooms = Path(__file__).parent.glob("test_*.py")
+    collect_ignore = [room.name for room in rooms if room.name != "test_gpu.py"]
+
 
 @pytest.fixture
 def device() -> torch.device:
     """The device under test."""
-    if _DEVICE == "cuda" and not torch.cuda.is_available():
-        pytest.skip("no CUDA device")
     return torch.device(_DEVICE)
 
 

@@ -76,6 +76,6 @@ def _half(a: Tensor) -> int:
 
 @cache
 def _kernel() -> Any:
-    from stiefel.unitary import cuda_core
+    from stiefel.unitary import cuda_small
 
-    return cuda_core.small
+    return cuda_small.small

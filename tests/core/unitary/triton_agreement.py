@@ -76,10 +76,10 @@ def compile_() -> None:
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    from stiefel.unitary import cuda_core, cuda_sweeps
+    from stiefel.unitary import cuda_core, cuda_small, cuda_sweeps
 
     kernels: list[tuple[Any, dict[str, Any]]] = [
-        (cuda_core.small, {"COMPLEX": True, "K": 4, "VARIANT": 1, "ACCURACY": 1e-17})
+        (cuda_small.small, {"COMPLEX": True, "K": 4, "VARIANT": 1, "ACCURACY": 1e-17})
     ]
     for K in (1, 2, 8):
         sizes = {"K": K, "DRIFT": True, "LENGTH": 64}
