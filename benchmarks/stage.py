@@ -28,9 +28,7 @@ ROOT = Path(__file__).parents[1]
 RESULTS = Path(__file__).parent / "results"
 sys.path.insert(0, str(ROOT / "tests"))
 
-from postgres_server import postgres_server  # noqa: E402 - found by the path above
-from redis_server import redis_server  # noqa: E402
-from s3_server import free_port, s3_server  # noqa: E402
+from s3_server import free_port, s3_server  # noqa: E402 - found by the path above
 
 PYTHON = sys.executable
 
@@ -145,6 +143,10 @@ def service(folder: Path, mode: str, **settings: object) -> Iterator[Service]:
 
 
 def _servers(stack: contextlib.ExitStack, folder: Path) -> dict[str, str]:
+    # Here, so that an embedded service asks for neither.
+    from postgres_server import postgres_server
+    from redis_server import redis_server
+
     for name in ("postgres", "redis", "s3"):
         (folder / name).mkdir()
     postgres = stack.enter_context(postgres_server(folder / "postgres"))

@@ -1,8 +1,8 @@
 """What lies between the two sweeps of ``kernels_cuda``, in Triton: sums, Gram matrices, algebra.
 
 In PyTorch it would be some two hundred launches. Shapes as in ``cuda_sweeps``; grams
-(m, parts, 3K + 1, K), float64, one slice per block of positions: b^T b, b^T Wa, a^T a, and Wa^T E in
-the last row, E the residual of the column.
+(m, parts, 3K + 1, K), float64, one slice per block of positions: b^T b, b^T Wa, a^T a, and in the
+last row Wa^T E, E the residual of the column.
 """
 
 from __future__ import annotations
