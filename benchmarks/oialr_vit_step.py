@@ -126,6 +126,8 @@ def main() -> None:
         cuda = args.device == "cuda"
         record = {
             "command": f"python benchmarks/oialr_vit_step.py --device {args.device} "
+            f"--widths {' '.join(map(str, args.widths))} "
+            f"--patches {' '.join(map(str, args.patches))} "
             f"--rounds {args.rounds} --count {args.count} --batch {args.batch} --out FILE",
             "torch": torch.__version__,
             "machine": torch.cuda.get_device_name() if cuda else platform.machine(),
