@@ -182,3 +182,23 @@ def test_polar_factors_are_orthonormal_and_nearest(
 def test_a_singular_matrix_has_a_polar_factor_too(device: torch.device) -> None:
     found = polar_factor(torch.zeros(32, 16, device=device))
     assert float(found.defect) < 1e-5
+
+
+def test_tf32_is_for_layers_not_for_the_manifold(
+    gpu: torch.device, generator: torch.Generator
+) -> None:
+    before = torch.backends.cuda.matmul.fp32_precision
+    torch.backends.cuda.matmul.fp32_precision = "tf32"
+    try:
+        layer = OrthogonalLinear(128, 128, generator=generator).to(gpu)
+        optimizer = ProjUNN(manifold_parameters(layer), lr=1e-2)
+        x = torch.randn(8, 128, generator=generator).to(gpu)
+        for _ in range(300):
+            optimizer.zero_grad()
+            (layer(x) - 1).square().mean().backward()
+            optimizer.step()
+    finally:
+        torch.backends.cuda.matmul.fp32_precision = before
+    W = layer.frame.detach().double()
+    defect = torch.linalg.matrix_norm(W.mT @ W - torch.eye(128, device=gpu))
+    assert float(defect) < 2e-6 * 128**0.5

@@ -23,6 +23,7 @@ from stiefel.linalg.newton import newton_steps
 from stiefel.linalg.newton_schulz import Iterate, newton_schulz
 from stiefel.linalg.parts import gram_residual, skew
 from stiefel.linalg.polynomial import CLOSE, polynomial_steps
+from stiefel.linalg.precision import in_whole_precision
 from stiefel.linalg.spectrum import (
     exceeds,
     largest_eigenvalue,
@@ -54,6 +55,7 @@ class Polar(NamedTuple):
     algorithm: str  # the one that was used
 
 
+@in_whole_precision
 def polar_factor(
     x: Tensor, *, algorithm: Algorithm = "auto", tolerance: float | None = None
 ) -> Polar:

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from stiefel.errors import InvalidInputError
+from stiefel.linalg.precision import in_whole_precision
 from stiefel.lowrank import reduce
 from stiefel.lowrank.bases import reorthonormalize
 from stiefel.lowrank.members import (
@@ -142,6 +143,7 @@ class LowRankIntegrator:
         self._attach_tapes()
 
     @torch.no_grad()
+    @in_whole_precision
     def step(self) -> StepReport:
         """Step every layer and the optimizer once, from the gradients of the last backward pass.
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, distributed, nn
 
 from stiefel.errors import InvalidInputError
+from stiefel.linalg.precision import in_whole_precision
 from stiefel.lowrank import reduce
 from stiefel.lowrank.layer import LowRankLayer
 from stiefel.lowrank.members import (
@@ -104,6 +105,7 @@ class OialrSchedule:
         return {member.name: member.layer.rank for member in self.members}
 
     @torch.no_grad()
+    @in_whole_precision
     def step(self) -> OialrReport:
         """Step the optimizer; convert or test when it is time."""
         if autocasts(self.members):

@@ -58,10 +58,12 @@ def core(gamma: Tensor, gram_a: Tensor, variant: str, *, accuracy: float) -> Ten
     half = _half(gram_a)
     K = padded(half)
     inner = [torch.view_as_real(x) if x.is_complex() else x for x in (gamma, gram_a, M)]
-    _kernel()[(gamma.shape[:-2].numel(),)](
-        *inner, half, COMPLEX=gamma.is_complex(), K=K, VARIANT=VARIANTS[variant],
-        ACCURACY=accuracy, num_warps={1: 1, 2: 1, 4: 1, 8: 2}.get(K, 16),
-    )  # fmt: skip
+    # Triton launches on the current device.
+    with torch.cuda.device_of(gamma):  # type: ignore[no-untyped-call]
+        _kernel()[(gamma.shape[:-2].numel(),)](
+            *inner, half, COMPLEX=gamma.is_complex(), K=K, VARIANT=VARIANTS[variant],
+            ACCURACY=accuracy, num_warps={1: 1, 2: 1, 4: 1, 8: 2}.get(K, 16),
+        )  # fmt: skip
     return M
 
 

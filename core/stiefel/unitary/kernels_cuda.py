@@ -23,8 +23,6 @@ from stiefel.unitary.drift import restore_columns_
 from stiefel.unitary.rank_k_update import Products, Variant, add_product_
 
 LARGEST_RANK = 8
-
-
 # Rank up to which sweeps in Triton beat the skinny products of cuBLAS.
 _SWEPT_RANK = 2
 _LARGE = 1 << 22  # entries from which wide tiles keep every multiprocessor of an H100 busy
@@ -70,7 +68,9 @@ def step_(
     One column is corrected before the step, on the way, as on the CPU; several after it.
     """
     drift = len(columns) == 1
-    residual = _Step(W, a, b, columns.start if drift else None).take(variant, products)
+    # Triton launches on the current device.
+    with torch.cuda.device_of(W):  # type: ignore[no-untyped-call]
+        residual = _Step(W, a, b, columns.start if drift else None).take(variant, products)
     if columns and not drift:
         return restore_columns_(W, columns)
     return residual

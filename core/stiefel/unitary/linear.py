@@ -10,6 +10,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 from stiefel.errors import InvalidInputError
+from stiefel.linalg.precision import products_are_whole
 from stiefel.unitary import handover
 from stiefel.unitary.gradients import Gradient
 from stiefel.unitary.initialisation import haar_
@@ -38,8 +39,8 @@ class _FrameProduct(torch.autograd.Function):
         if not handover.accepts(ctx.parameter, rows.shape[0]):
             return grad_x.to(x.dtype), (steps.mT @ rows.conj().to(steps.dtype)).to(W.dtype)
         a, b = steps.mT.to(W.dtype), rows.mT.to(W.dtype)
-        # Half-precision products would carry their rounding into W.
-        exact = y.dtype == W.dtype == grad_x.dtype
+        # Products of half precision or TF32 would carry their rounding into W.
+        exact = y.dtype == W.dtype == grad_x.dtype and products_are_whole()
         known = Products(y.reshape(-1, y.shape[-1]).mT, grad_x.reshape(-1, W.shape[-1]).mT)
         handover.put(ctx.parameter, Gradient(a, b, known if exact else None))
         return grad_x.to(x.dtype), None

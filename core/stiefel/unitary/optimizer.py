@@ -17,6 +17,7 @@ from typing import Any, Literal, overload
 import torch
 from torch import Tensor
 
+from stiefel.linalg.precision import in_whole_precision
 from stiefel.unitary import handover
 from stiefel.unitary.chunk import Chunk, LossScale
 from stiefel.unitary.gradients import Approximation, scaled, squared_norm
@@ -115,6 +116,7 @@ class ProjUNN(torch.optim.Optimizer):
     @overload
     def step(self, closure: Callable[[], float]) -> float: ...
     @torch.no_grad()
+    @in_whole_precision
     def step(self, closure: Callable[[], float] | None = None) -> float | None:
         """Take one step; returns the closure's loss if there is one."""
         loss = None

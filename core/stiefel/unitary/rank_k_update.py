@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from stiefel.errors import InvalidInputError
+from stiefel.linalg.precision import in_whole_precision
 from stiefel.unitary import cuda_algebra
 from stiefel.unitary.small_matrices import (
     cayley_core,
@@ -47,6 +48,7 @@ class Factors(NamedTuple):
     right: Tensor  # (..., q, p)
 
 
+@in_whole_precision
 def rank_k_update(
     W: Tensor,
     a: Tensor,
@@ -76,6 +78,7 @@ def rank_k_update(
     return torch.baddbmm(_flat(W), _flat(left), _flat(right)).reshape(W.shape)
 
 
+@in_whole_precision
 def rank_k_update_(
     W: Tensor,
     a: Tensor,

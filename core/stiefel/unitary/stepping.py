@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from stiefel.linalg.precision import in_whole_precision
 from stiefel.unitary import kernels_cpu, kernels_cuda
 from stiefel.unitary.drift import restore_columns_
 from stiefel.unitary.rank_k_update import Products, Variant, check_step, rank_k_update_
 
 
+@in_whole_precision
 def step_(
     W: Tensor,
     a: Tensor,
