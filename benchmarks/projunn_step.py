@@ -63,9 +63,9 @@ def other(n: int, dtype: str, k: int, move: Callable[[Tensor, Tensor, Tensor], A
     return lambda: move(W, a, b)
 
 
-def peer(n: int, name: str) -> Call:
-    G = torch.randn(n, n, generator=torch.Generator().manual_seed(2)) / n
-    linear = nn.Linear(n, n, bias=False)
+def peer(n: int, name: str, device: str = "cpu") -> Call:
+    G = torch.randn(n, n, generator=torch.Generator().manual_seed(2)).to(device) / n
+    linear = nn.Linear(n, n, bias=False, device=device)
     if name == "geotorch":
         import geotorch
 

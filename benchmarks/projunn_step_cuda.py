@@ -21,12 +21,12 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
+from projunn_step import DTYPES, peer
 from side_by_side import REFERENCE_HELP, reference, write
-from torch import Tensor, nn
+from torch import Tensor
 
 from stiefel.unitary import rank_k_update_, step_
 
-DTYPES = {"float32": torch.float32, "complex64": torch.complex64}
 Step = Callable[[], Any]
 
 
@@ -58,25 +58,6 @@ def other(W: Tensor, k: int, move: Callable[[Tensor, Tensor, Tensor], Any], dtyp
     return lambda: move(W, a, b)
 
 
-def peer(n: int, name: str) -> Step:
-    G = torch.randn(n, n, device="cuda") / n
-    linear = nn.Linear(n, n, bias=False, device="cuda")
-    if name == "geotorch":
-        import geotorch
-
-        geotorch.orthogonal(linear, "weight")
-    else:
-        linear = nn.utils.parametrizations.orthogonal(linear, orthogonal_map=name)
-    optimizer = torch.optim.SGD(linear.parameters(), lr=1e-3)
-
-    def call() -> None:
-        optimizer.zero_grad()
-        (linear.weight * G).sum().backward()
-        optimizer.step()
-
-    return call
-
-
 def candidates(n: int, dtype: str, authors: Any, options: Any) -> Iterator[tuple[str, list[Step]]]:
     """What is timed: for each candidate one call per copy of its matrix."""
     copies = matrices(n, dtype, options.megabytes << 20)
@@ -92,7 +73,7 @@ def candidates(n: int, dtype: str, authors: Any, options: Any) -> Iterator[tuple
                 yield f"authors {name} k={k}", [other(W, k, move, dtype) for W in copies]
     if dtype == "float32" and n <= options.largest_peer:
         for name in options.peers:
-            yield name, [peer(n, name)]
+            yield name, [peer(n, name, "cuda")]
 
 
 def milliseconds(steps: list[Step], budget: float) -> float:
