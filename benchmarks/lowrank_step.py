@@ -1,7 +1,6 @@
 """Time of one training step, 784 - w x 4 - 10, batch 256, float32, against dense Adam.
 
     python benchmarks/lowrank_step.py [--threads 2] [--rounds 12] [--out FILE [--append]]
-        [--device cuda]
         [--dlrt DIR]     the authors' repository COMPiLELab/DLRT
         [--oialr DIR]    the authors' repository Helmholtz-AI-Energy/OIALR
 
@@ -45,10 +44,9 @@ def mlp(make: Callable[[int, int], nn.Module], width: int) -> nn.Sequential:
 
 
 def batch() -> tuple[Tensor, Tensor]:
-    generator = torch.Generator("cpu").manual_seed(0)
-    x = torch.rand(BATCH, 784, generator=generator, device="cpu")
-    y = torch.randint(0, 10, (BATCH,), generator=generator, device="cpu")
-    return x.to(torch.get_default_device()), y.to(torch.get_default_device())
+    generator = torch.Generator().manual_seed(0)
+    x = torch.rand(BATCH, 784, generator=generator)
+    return x, torch.randint(0, 10, (BATCH,), generator=generator)
 
 
 def dense_adam(width: int) -> Step:
@@ -207,16 +205,8 @@ def table(width: int, rank: int, times: dict[str, list[float]]) -> list[dict[str
     ]
 
 
-def after_the_device() -> float:
-    """Wall time once all that was launched is done."""
-    torch.cuda.synchronize()
-    return time.perf_counter()
-
-
 def processor() -> str:
-    """The GPU's name, or the CPU's as far as the system tells it."""
-    if torch.get_default_device().type == "cuda":
-        return torch.cuda.get_device_name()
+    """The CPU's name, as far as the system tells it."""
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.exists() else []
     names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
@@ -234,7 +224,6 @@ def main() -> None:
         default="wall",
         help="cpu counts this process's own time: with one thread, fair on a busy machine",
     )
-    parser.add_argument("--device", default="cpu")
     parser.add_argument("--corners", type=str, nargs="+", default=[f"{w},{r}" for w, r in CORNERS])
     parser.add_argument("--dlrt", type=Path)
     parser.add_argument("--oialr", type=Path)
@@ -243,9 +232,7 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     torch.manual_seed(0)
-    torch.set_default_device(args.device)
     clock = time.process_time if args.clock == "cpu" else time.perf_counter
-    clock = clock if args.device == "cpu" else after_the_device
     corners = [tuple(int(part) for part in corner.split(",")) for corner in args.corners]
     rows = []
     if args.append and args.out.exists():
@@ -266,7 +253,6 @@ def main() -> None:
         record = {
             "command": f"python benchmarks/lowrank_step.py --threads {args.threads} "
             f"--rounds {args.rounds} --steps {args.steps} --clock {args.clock} "
-            f"--device {args.device} "
             "--dlrt DIR --oialr DIR --corners W,R --append --out FILE, one corner after another",
             "torch": torch.__version__,
             "machine": f"{processor()}, {args.threads} threads, {args.clock} time",

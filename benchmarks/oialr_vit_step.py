@@ -2,22 +2,22 @@
 
     python benchmarks/oialr_vit_step.py [--device cuda] [--widths 192 768] [--out FILE]
 
-The networks are those of ``reproduce/oialr_vit.py``; 768 with patch 8 is the paper's. All
-contestants of a width take their turn in every round; the figure is the median over rounds.
+The networks are those of ``reproduce/oialr_vit.py`` with six heads; the paper's has width 768 and
+patch 8. All contestants of a width take their turn in every round; the figure is the median over
+rounds.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import platform
 import statistics
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
+from lowrank_step import Step, measure, processor
 from torch import nn
 
 from stiefel.lowrank import to_low_rank, trainable_share
@@ -25,8 +25,6 @@ from stiefel.models import build_network
 from stiefel.models.adapter import architecture
 from stiefel.specs import parse_spec
 from stiefel.specs.signature import Signature
-
-Step = Callable[[], None]
 
 
 def network(width: int, patch: int) -> nn.Module:
@@ -59,25 +57,11 @@ def stepping(net: nn.Module, batch: int, device: str) -> Step:
     return step
 
 
-def measured(steps: dict[str, Step], rounds: int, count: int, device: str) -> dict[str, float]:
-    times: dict[str, list[float]] = {name: [] for name in steps}
-    for step in steps.values():
-        for _ in range(5):
-            step()
-    for _ in range(rounds):
-        for name, step in steps.items():
-            _wait(device)
-            begin = time.perf_counter()
-            for _ in range(count):
-                step()
-            _wait(device)
-            times[name].append(1e3 * (time.perf_counter() - begin) / count)
-    return {name: statistics.median(values) for name, values in times.items()}
-
-
-def _wait(device: str) -> None:
-    if device == "cuda":
+def after_the_device() -> float:
+    """Wall time once all that was launched is done."""
+    if torch.cuda.is_available():
         torch.cuda.synchronize()
+    return time.perf_counter()
 
 
 def rows(width: int, patch: int, args: argparse.Namespace) -> list[dict[str, Any]]:
@@ -91,7 +75,8 @@ def rows(width: int, patch: int, args: argparse.Namespace) -> list[dict[str, Any
         name = f"OIALR, rank {rank}"
         steps[name] = stepping(net, args.batch, args.device)
         shares[name] = trainable_share(net, total)
-    times = measured(steps, args.rounds, args.count, args.device)
+    turns = measure(steps, args.rounds, args.count, after_the_device)
+    times = {name: statistics.median(values) for name, values in turns.items()}
     return [
         {
             "width": width,
@@ -123,14 +108,13 @@ def main() -> None:
         for row in found[-1 - len(args.parts) :]:
             print(row, flush=True)
     if args.out:
-        cuda = args.device == "cuda"
         record = {
             "command": f"python benchmarks/oialr_vit_step.py --device {args.device} "
             f"--widths {' '.join(map(str, args.widths))} "
             f"--patches {' '.join(map(str, args.patches))} "
             f"--rounds {args.rounds} --count {args.count} --batch {args.batch} --out FILE",
             "torch": torch.__version__,
-            "machine": torch.cuda.get_device_name() if cuda else platform.machine(),
+            "machine": torch.cuda.get_device_name() if args.device == "cuda" else processor(),
             "rows": found,
         }
         args.out.write_text(json.dumps(record, indent=1) + "\n")

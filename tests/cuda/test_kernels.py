@@ -20,6 +20,13 @@ CASES: list[tuple[tuple[int, ...], int]] = [
     ((2, 257, 257), 8),
     ((6, 6), 1),
 ]
+# The direct step of a tall frame is PyTorch's.
+STEPS = [
+    (shape, k, variant)
+    for shape, k in CASES
+    for variant in ("tangent", "direct", "cayley")
+    if variant != "direct" or shape[-1] == shape[-2]
+]
 
 
 @pytest.fixture(autouse=True)
@@ -36,8 +43,7 @@ def drawn(shape: tuple[int, ...], k: int, generator: torch.Generator) -> tuple[T
 
 @pytest.mark.parametrize("known", [False, True])
 @pytest.mark.parametrize("columns", [range(0), range(2, 3), range(2, 5)], ids=len)
-@pytest.mark.parametrize("variant", ["tangent", "direct", "cayley"])
-@pytest.mark.parametrize(("shape", "k"), CASES)
+@pytest.mark.parametrize(("shape", "k", "variant"), STEPS)
 def test_a_step_is_the_one_of_float64(
     shape: tuple[int, ...],
     k: int,
@@ -47,8 +53,7 @@ def test_a_step_is_the_one_of_float64(
     generator: torch.Generator,
 ) -> None:
     W, a, b = drawn(shape, k, generator)
-    if not kernels_cuda.supports(W, k, variant):
-        pytest.skip("eager")
+    assert kernels_cuda.supports(W, k, variant)
     exact, residual = W.double(), None
     if len(columns) == 1:
         residual = restore_columns_(exact, columns)

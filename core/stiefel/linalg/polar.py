@@ -184,13 +184,18 @@ def _attempted(
     name: str, x: Tensor, bound: float, gram: Tensor | None, width: float
 ) -> Polar | None:
     if name == "polynomial" and gram is not None:
-        if x.device.type != "cpu":
-            return _polynomial(x, bound, gram)
-        # The least singular value of many matrices lies far below that of one.
-        return _polynomial(x, bound, gram, rounds=4 if batched(x) else 2)
+        return _polynomial(x, bound, gram, rounds=_rounds(x))
     if name == "gram" and gram is not None:
         return _gram(x, bound, gram) if _fits_gram(gram, width) else None
     return ALGORITHMS[name](x, bound)
+
+
+def _rounds(x: Tensor) -> int:
+    """Of the polynomial, after which something else is cheaper on this device."""
+    if x.device.type != "cpu":
+        return ROUNDS
+    # The least singular value of many matrices lies far below that of one.
+    return 4 if batched(x) else 2
 
 
 def _fits_gram(gram: Tensor, width: float) -> bool:

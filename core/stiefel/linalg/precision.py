@@ -16,8 +16,8 @@ import torch
 P = ParamSpec("P")
 R = TypeVar("R")
 _WHOLE = ("ieee", "none")  # none: nobody has asked for less
-# The settings of the two that every older way of asking ends in; put back, they leave those true.
-_MKLDNN: Any = torch.backends.mkldnn
+_MKLDNN: Any = torch.backends.mkldnn  # its attribute is unknown to torch's own types
+# Every older way of asking ends in these two settings; put back, they leave the others true.
 _BACKENDS: tuple[Any, ...] = (torch.backends.cuda.matmul, _MKLDNN.matmul)
 
 

@@ -170,6 +170,7 @@ class LowRankIntegrator:
         return StepReport(skipped, closing)
 
     @torch.no_grad()
+    @in_whole_precision
     def finish(self) -> None:
         """End the phase now: every core diagonal, every rank within its rule. Idempotent."""
         if self.position:

@@ -9,12 +9,14 @@ import torch
 from torch import nn
 
 from stiefel.errors import InvalidInputError
+from stiefel.linalg.precision import in_whole_precision
 from stiefel.lowrank.initial import check_rank, spectral_factors
 from stiefel.lowrank.layer import LowRankLayer
 from stiefel.lowrank.transport import rotate_state
 
 
 @torch.no_grad()
+@in_whole_precision
 def enter_factors(
     layer: LowRankLayer, optimizer: torch.optim.Optimizer | None = None, *, rank: int | None = None
 ) -> None:

@@ -51,8 +51,8 @@ def gathered(  # type: ignore[no-untyped-def]  # noqa: D103 - see the module
     ranks = tl.arange(0, K)
     in_n, in_p = (ranks < k)[:, None] & (at < n)[None, :], (ranks < k)[:, None] & (at < p)[None, :]
     over_n, over_p = ranks[:, None] * n + at[None, :], ranks[:, None] * p + at[None, :]
-    C = _summed(dots + x * dots_matrix, over_n, in_n, k * n, chunks, K, SUMMED, LENGTH)
-    tl.store(Wb + x * k * n + over_n, C, mask=in_n)
+    total = _summed(dots + x * dots_matrix, over_n, in_n, k * n, chunks, K, SUMMED, LENGTH)
+    tl.store(Wb + x * k * n + over_n, total, mask=in_n)
     C = _summed(sums + x * sums_matrix, over_p, in_p, k * p, blocks, K, SUMMED, LENGTH)
     tl.store(Wa + x * k * p + over_p, C, mask=in_p)
     at_a = a + x * a_matrix + at[None, :] * a_row + ranks[:, None] * a_rank

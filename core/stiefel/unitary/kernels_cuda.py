@@ -123,6 +123,7 @@ class _Step:
         if products is not None:
             flat = (x.detach().reshape(-1, *x.shape[-2:]) for x in products)
             dots, sums = (x.mT.contiguous()[:, None] for x in flat)
+            # Without a drift column nobody reads the third.
             return dots, sums, self._swept(dots, sums) if self.drift else sums
         if self.k > _SWEPT_RANK:
             return self._multiplied()

@@ -22,9 +22,9 @@ def step_(
 ) -> Tensor | None:
     """Take the step of ``rank_k_update_`` and restore ``columns`` of W; all kernels agree.
 
-    The fused CPU kernel restores before the step, as it reads the residual on the way; the others
-    after it, as products that are known beforehand then stay true. The results differ by the
-    defect of those columns times the size of the step.
+    The fused kernels restore before the step, as they read the residual on the way (on CUDA one
+    column); elsewhere it is done after it, as products that are known beforehand then stay true.
+    The results differ by the defect of those columns times the size of the step.
 
     Args:
         W: ``(..., n, p)``, changed in place.
