@@ -21,7 +21,8 @@ from torch import Tensor, nn
 from stiefel.errors import InvalidInputError
 from stiefel.linalg.precision import in_whole_precision
 from stiefel.lowrank import reduce
-from stiefel.lowrank.bases import reorthonormalize
+from stiefel.lowrank.bases import complements, reorthonormalize
+from stiefel.lowrank.layer import LowRankLayer
 from stiefel.lowrank.members import (
     Member,
     autocasts,
@@ -29,14 +30,15 @@ from stiefel.lowrank.members import (
     drop_non_finite,
     grown_rule,
     rank_rule,
+    taped_gradients,
     trainable_layers,
 )
 from stiefel.lowrank.product import Tape
 from stiefel.lowrank.steps import (
     Factors,
     Gradients,
-    augment,
     augmented_gradient,
+    extend,
     scale_since,
 )
 from stiefel.lowrank.transport import pad_state, rotate_state
@@ -157,8 +159,7 @@ class LowRankIntegrator:
         self._average(opening)
         skipped = drop_non_finite(self.members, self._parameters(), self._names)
         if opening:
-            for member in self.members:
-                self._augment(member)
+            self._augment_all()
         if self.clip is not None:
             torch.nn.utils.clip_grad_norm_(self._parameters(), self.clip)
         self.optimizer.step()
@@ -227,22 +228,39 @@ class LowRankIntegrator:
                 tensors += [tape.grad_k, tape.grad_l]
         reduce.average_(tensors)
 
-    def _augment(self, member: Member) -> None:
-        """Extend the bases and leave the augmented core's gradient for the optimizer."""
-        layer, tape = member.layer, member.layer.tape
-        layer.tape = None
-        if tape is None or tape.grad_k is None or tape.grad_l is None or layer.S.grad is None:
-            return
-        dtype, shape = layer.S.dtype, layer.S.shape
-        scale = scale_since(layer.U, tape.grad_k.to(dtype), layer.S.grad)
-        gradients = Gradients(tape.grad_k.to(dtype), tape.grad_l.to(dtype), layer.S.grad)
-        grown, new_left, new_right = augment(layer.factors, gradients.grad_k, gradients.grad_l)
+    def _augment_all(self) -> None:
+        """Extend the bases and leave the augmented cores' gradients for the optimizer."""
+        opened = [
+            (layer, tape, gradients)
+            for layer in (member.layer for member in self.members)
+            if (tape := layer.tape) and (gradients := taped_gradients(layer))
+        ]
+        new = complements(
+            [basis for layer, _, _ in opened for basis in (layer.U, layer.V)],
+            [block for _, _, part in opened for block in (part.grad_k, part.grad_l)],
+        )
+        for member in self.members:
+            member.layer.tape = None
+        while opened:  # what a layer's tape held goes when its turn is over
+            new_right, new_left = new.pop(), new.pop()
+            self._augment(*opened.pop(), new_left, new_right)
+
+    def _augment(
+        self,
+        layer: LowRankLayer,
+        tape: Tape,
+        gradients: Gradients,
+        new_left: Tensor,
+        new_right: Tensor,
+    ) -> None:
+        shape = layer.S.shape
+        scale = scale_since(layer.U, gradients.grad_k, gradients.grad_s)
         corner = None
         if self.variant == "exact":
             corner = layer.corner(tape, new_left, new_right)
             reduce.average_([corner])
         gradient = augmented_gradient(gradients, new_left, new_right, corner, scale=scale)
-        layer.set_factors(grown)
+        layer.set_factors(extend(layer.factors, new_left, new_right))
         layer.S.grad = gradient
         pad_state(self.optimizer, layer.S, shape)
 

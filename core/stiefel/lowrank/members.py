@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from stiefel.errors import InvalidInputError
 from stiefel.lowrank.layer import LowRankLayer
+from stiefel.lowrank.steps import Gradients
 from stiefel.lowrank.truncation import RankRule
 
 #: Their state has no law by which it could be carried to other bases.
@@ -137,6 +138,14 @@ def drop_non_finite(
     for parameter in bad:
         parameter.grad = None
     return tuple(sorted(names.get(p, "a parameter outside the model") for p in bad))
+
+
+def taped_gradients(layer: LowRankLayer) -> Gradients | None:
+    """What the passes since the last step left on the layer's tape; None if it took no part."""
+    tape, dtype = layer.tape, layer.S.dtype
+    if tape is None or tape.grad_k is None or tape.grad_l is None or layer.S.grad is None:
+        return None
+    return Gradients(tape.grad_k.to(dtype), tape.grad_l.to(dtype), layer.S.grad)
 
 
 def _taped(layer: LowRankLayer) -> list[Tensor]:

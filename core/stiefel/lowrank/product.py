@@ -42,6 +42,17 @@ class Tape:
             self.pairs.append((x.detach(), delta))  # without its graph it can be copied
 
 
+def coordinates(x: Tensor, basis: Tensor) -> Tensor:
+    """X B for rows X ``(B, m)`` and a thin basis ``(m, r)``.
+
+    On CPUs, MKL takes two to four times as long for a product of 2 to 11 columns as for its
+    transpose, if that reads both by rows (r = 10, m = 500, 256 rows: 0.19 ms and 0.08).
+    """
+    if 1 < basis.shape[-1] < 12 and x.device.type == "cpu":
+        return (basis.t().contiguous() @ x.t()).t()
+    return x @ basis
+
+
 def factored_product(x: Tensor, U: Tensor, S: Tensor, V: Tensor, bias: Tensor | None) -> Tensor:
     """Y = X V S^T U^T + b for rows X ``(B, m)``.
 
@@ -67,7 +78,7 @@ class LinearProduct(torch.autograd.Function):
         ctx: Any, x: Tensor, U: Tensor, S: Tensor, V: Tensor, bias: Tensor | None, tape: Tape
     ) -> Tensor:
         """Evaluate; saves what the backward pass needs."""
-        a = x @ V
+        a = coordinates(x, V)
         ctx.tape = tape
         ctx.save_for_backward(x, a, U, S, V)
         return _shifted(a @ S.t() @ U.t(), bias)
@@ -78,7 +89,7 @@ class LinearProduct(torch.autograd.Function):
         """Return the gradients by input, core and bias; the bases' go to the tape."""
         x, a, U, S, V = ctx.saved_tensors
         wants_x, _, wants_s, _, wants_b, _ = ctx.needs_input_grad
-        c = delta @ U
+        c = coordinates(delta, U)
         # Written as r x n products, several times faster than n x r while r is small.
         ctx.tape.add((a.t() @ delta).t(), (c.t() @ x).t(), x, delta)
         return (
@@ -125,5 +136,6 @@ def linear_corner(tape: Tape, new_left: Tensor, new_right: Tensor) -> Tensor:
     """Return Ut^T G Vt = sum over passes of (delta Ut)^T (X Vt), without forming G."""
     total = new_left.new_zeros(new_left.shape[-1], new_right.shape[-1])
     for x, delta in tape.pairs:
-        total += (delta.to(new_left.dtype) @ new_left).t() @ (x.to(new_right.dtype) @ new_right)
+        left = coordinates(delta.to(new_left.dtype), new_left)
+        total += left.t() @ coordinates(x.to(new_right.dtype), new_right)
     return total

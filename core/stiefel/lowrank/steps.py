@@ -57,15 +57,19 @@ def augment(
     """
     new_left = complement(factors.left, dK, algorithm=algorithm)
     new_right = complement(factors.right, dL, algorithm=algorithm)
-    grown = Factors(
+    return Augmented(extend(factors, new_left, new_right), new_left, new_right)
+
+
+def extend(factors: Factors, new_left: Tensor, new_right: Tensor) -> Factors:
+    """Return the factors with more columns in the bases and zeros in the core."""
+    return Factors(
         torch.cat((factors.left, new_left), dim=-1),
         pad_core(factors.core, new_left.shape[-1], new_right.shape[-1]),
         torch.cat((factors.right, new_right), dim=-1),
     )
-    return Augmented(grown, new_left, new_right)
 
 
-def scale_since(left: Tensor, grad_k: Tensor, grad_s: Tensor) -> Tensor:
+def scale_since(left: Tensor, grad_k: Tensor, grad_s: Tensor) -> float | Tensor:
     """By how much S's gradient was scaled after the backward pass that left ``grad_k``.
 
     A clipped or unscaled gradient of S stands beside untouched ones of the bases; since
@@ -76,6 +80,9 @@ def scale_since(left: Tensor, grad_k: Tensor, grad_s: Tensor) -> Tensor:
     """
     whole = left.mT @ grad_k
     scale = (whole * grad_s).sum() / (whole * whole).sum()
+    if scale.device.type == "cpu":  # nothing to wait for, and five small operations less
+        value = float(scale)
+        return value if abs(value - 1) > 0.01 else 1.0
     return torch.where((scale - 1).abs() > 0.01, scale, 1.0)
 
 

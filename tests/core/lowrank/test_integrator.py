@@ -8,7 +8,7 @@ from torch import nn
 
 from stiefel.errors import InvalidInputError
 from stiefel.lowrank import LowRankIntegrator, LowRankLinear
-from stiefel.lowrank.bases import complement
+from stiefel.lowrank.bases import complement, complements
 
 
 def network(generator, rank=4, sizes=(12, 16, 10)):
@@ -268,3 +268,22 @@ def test_settings_without_sense_are_refused(generator, options):
     net = network(generator)
     with pytest.raises(InvalidInputError):
         LowRankIntegrator(net, torch.optim.SGD(net.parameters()), **options)
+
+
+@pytest.mark.parametrize("rank", [4, 20])
+def test_new_directions_do_not_depend_on_the_company(normal, rank):
+    """Stacked blocks of one shape, one of them rank deficient, one of another shape."""
+    bases = [torch.linalg.qr(normal(60, rank)).Q for _ in range(5)]
+    bases.append(torch.linalg.qr(normal(50, rank)).Q)
+    blocks = [normal(len(basis), rank) for basis in bases]
+    for healthy in (True, False):
+        if not healthy:
+            blocks[2] = normal(60, 1) @ normal(1, rank)
+        together = complements(bases, blocks)
+        for basis, block, new in zip(bases, blocks, together, strict=True):
+            both = torch.cat((basis, new), 1)
+            torch.testing.assert_close(both.mT @ both, torch.eye(2 * rank, dtype=both.dtype))
+            torch.testing.assert_close(both @ (both.mT @ block), block)
+        if healthy:
+            alone = [complement(*pair) for pair in zip(bases, blocks, strict=True)]
+            torch.testing.assert_close(together, alone)
