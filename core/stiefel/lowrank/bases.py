@@ -16,9 +16,9 @@ from torch import Tensor
 
 Algorithm = Literal["auto", "householder", "cholesky"]
 
-# Householder QR is the faster kernel while the new block is narrow; measured on CPU with
-# n = 500 and 1000 (benchmarks/lowrank_step.py --kernels).
-NARROW = 16
+# Householder QR is the faster kernel up to this width of the new block: n = 500 to 2000, two CPU
+# threads, blocks one by one or stacked. (From 12 to 16 on the two differ by a fifth at most.)
+NARROW = 11
 
 # Most numbers in one stack of blocks, 4 MB in float32: beyond, products outweigh the calls.
 STACK = 2**20
