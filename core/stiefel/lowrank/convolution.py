@@ -18,7 +18,7 @@ from stiefel.errors import InvalidInputError
 from stiefel.lowrank.factored import outer_padding, padded
 from stiefel.lowrank.initial import drawn_factors, spectral_factors
 from stiefel.lowrank.layer import LowRankLayer, compute_copies, recording
-from stiefel.lowrank.product import Tape
+from stiefel.lowrank.product import Tape, reaches_core
 from stiefel.lowrank.steps import Factors
 
 
@@ -67,7 +67,10 @@ def mix(matrix: Tensor, x: Tensor) -> Tensor:
     groups = matrix.shape[0] if matrix.ndim == 3 else 1
     if groups == 1 and x.is_contiguous():
         # On CPU up to nine times faster than a 1 x 1 convolution with few channels.
-        return (matrix @ x.flatten(2)).reshape(x.shape[0], -1, *x.shape[2:])
+        sizes = (x.shape[0], matrix.shape[0], *x.shape[2:])
+        # An ordinary view could not be worked on in place after it left the autograd function.
+        y: Tensor = torch.ops.aten._unsafe_view(matrix @ x.flatten(2), sizes)
+        return y
     return functional.conv2d(x, matrix.reshape(-1, matrix.shape[-1], 1, 1), groups=groups)
 
 
@@ -76,8 +79,8 @@ def correlate(x: Tensor, y: Tensor, groups: int) -> Tensor:
     if groups == 1 and not (x.is_contiguous() and y.is_contiguous()):
         rows = (z.permute(0, 2, 3, 1).reshape(-1, z.shape[1]) for z in (x, y))
         return next(rows).t() @ next(rows)
-    left = x.reshape(x.shape[0], groups, -1, x.shape[-2] * x.shape[-1])
-    right = y.reshape(y.shape[0], groups, -1, y.shape[-2] * y.shape[-1])
+    left = x.reshape(x.shape[0], groups, x.shape[1] // groups, math.prod(x.shape[-2:]))
+    right = y.reshape(y.shape[0], groups, y.shape[1] // groups, math.prod(y.shape[-2:]))
     total = (left @ right.mT).sum(0)
     return total[0] if groups == 1 else total
 
@@ -113,7 +116,7 @@ class ConvolutionProduct(torch.autograd.Function):
         geometry, tape = ctx.geometry, ctx.tape
         c = mix(U.mT.contiguous(), delta)
         dx = None
-        if tape is not None:
+        if tape is not None and reaches_core(ctx):
             _, dL = geometry.backward(c, rest[0], V, (False, True))
             tape.add(correlate(delta, a, geometry.groups), dL, rest[0], delta)
         if wants_x:

@@ -21,12 +21,13 @@ from torch import Tensor, nn
 from stiefel.errors import InvalidInputError
 from stiefel.linalg.precision import in_whole_precision
 from stiefel.lowrank import reduce
-from stiefel.lowrank.bases import complements, reorthonormalize
+from stiefel.lowrank.bases import complements
 from stiefel.lowrank.layer import LowRankLayer
 from stiefel.lowrank.members import (
     Member,
     autocasts,
     check_members,
+    check_state,
     drop_non_finite,
     grown_rule,
     rank_rule,
@@ -39,6 +40,7 @@ from stiefel.lowrank.steps import (
     Gradients,
     augmented_gradient,
     extend,
+    reorthonormalized,
     scale_since,
 )
 from stiefel.lowrank.transport import pad_state, rotate_state
@@ -122,7 +124,11 @@ class LowRankIntegrator:
     @property
     def ranks(self) -> dict[str, int]:
         """Rank of every layer at the start of the present phase."""
-        return {member.name: member.rank for member in self.members}
+        # A warm-up may have ended since the phase began.
+        return {
+            m.name: min(m.rank, m.layer.rank) if self.position else m.layer.rank
+            for m in self.members
+        }
 
     def freeze_ranks(self) -> None:
         """Keep the present ranks; the bases go on turning."""
@@ -158,12 +164,14 @@ class LowRankIntegrator:
         opening = self.position == 0 and not self.bases_frozen
         self._average(opening)
         skipped = drop_non_finite(self.members, self._parameters(), self._names)
+        for member in self.members:
+            member.trained |= member.layer.S.grad is not None
         if opening:
-            self._augment_all()
+            self._open()
         if self.clip is not None:
             torch.nn.utils.clip_grad_norm_(self._parameters(), self.clip)
         self.optimizer.step()
-        closing = self.position == self.phase - 1 and not self.bases_frozen
+        closing = self.position >= self.phase - 1 and not self.bases_frozen
         if closing:
             self._truncate_all()
         self.position = 0 if closing else self.position + (not self.bases_frozen)
@@ -185,7 +193,7 @@ class LowRankIntegrator:
             "position": self.position,
             "adaptive": self.adaptive,
             "bases_frozen": self.bases_frozen,
-            "members": {m.name: {"rank": m.rank, "phases": m.phases} for m in self.members},
+            "members": {member.name: member.state_dict() for member in self.members},
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -198,8 +206,7 @@ class LowRankIntegrator:
                     code="state_mismatch",
                     fix="build the integrator on the model that the state was saved with",
                 )
-            member.rank = int(known[member.name]["rank"])
-            member.phases = int(known[member.name]["phases"])
+            member.load_state_dict(known[member.name])
         self.position = int(state["position"])
         self.adaptive, self.bases_frozen = bool(state["adaptive"]), bool(state["bases_frozen"])
         self._attach_tapes()
@@ -228,8 +235,11 @@ class LowRankIntegrator:
                 tensors += [tape.grad_k, tape.grad_l]
         reduce.average_(tensors)
 
-    def _augment_all(self) -> None:
+    def _open(self) -> None:
         """Extend the bases and leave the augmented cores' gradients for the optimizer."""
+        for member in self.members:
+            check_state(member, self.optimizer)
+            member.rank = member.layer.rank
         opened = [
             (layer, tape, gradients)
             for layer in (member.layer for member in self.members)
@@ -254,7 +264,7 @@ class LowRankIntegrator:
         new_right: Tensor,
     ) -> None:
         shape = layer.S.shape
-        scale = scale_since(layer.U, gradients.grad_k, gradients.grad_s)
+        scale = scale_since(layer.U, gradients.grad_k, gradients.grad_s, rounded=tape.rounded)
         corner = None
         if self.variant == "exact":
             corner = layer.corner(tape, new_left, new_right)
@@ -270,24 +280,23 @@ class LowRankIntegrator:
 
     def _truncate(self, member: Member) -> None:
         layer = member.layer
-        if layer.is_dense:
+        trained, member.trained = member.trained, False
+        if layer.is_dense or not trained:  # a cut repeated on the same weight would eat it up
             return
         factors, shape = layer.factors, layer.S.shape
         member.phases += 1
         if member.phases % REORTHONORMALIZE_EVERY == 0:
-            factors = _reorthonormalized(factors)
+            factors = reorthonormalized(factors)
         rule = grown_rule(member) if self.grow_only else member.rule
         cut = truncate_core(
-            factors.core, rule, rank=None if self.adaptive else member.rank, if_zero=member.rank
+            factors.core,
+            rule,
+            rank=None if self.adaptive else member.rank,
+            if_zero=member.rank,
+            layer=member.name,
         )
         layer.set_factors(
             Factors(factors.left @ cut.left, torch.diag_embed(cut.sigma), factors.right @ cut.right)
         )
         rotate_state(self.optimizer, layer.S, shape, cut.left, cut.right)
         member.rank = cut.rank
-
-
-def _reorthonormalized(factors: Factors) -> Factors:
-    left, left_part = reorthonormalize(factors.left)
-    right, right_part = reorthonormalize(factors.right)
-    return Factors(left, left_part @ factors.core @ right_part.mT, right)

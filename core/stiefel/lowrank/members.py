@@ -5,11 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from stiefel.errors import InvalidInputError
+from stiefel.lowrank.galore import GaLoreAdamW
 from stiefel.lowrank.layer import LowRankLayer
 from stiefel.lowrank.steps import Gradients
 from stiefel.lowrank.truncation import RankRule
@@ -21,6 +23,7 @@ UNFIT = (
     torch.optim.LBFGS,
     torch.optim.Rprop,
     torch.optim.SparseAdam,
+    GaLoreAdamW,
 )
 
 
@@ -33,6 +36,23 @@ class Member:
     rule: RankRule
     rank: int  # at the start of the phase
     phases: int = 0
+    trained: bool = False  # whether the layer had a gradient in this phase
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where the layer stands; its factors are the model's."""
+        return {
+            "rank": self.rank,
+            "phases": self.phases,
+            "trained": self.trained,
+            "tolerance": self.rule.tolerance,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take up what :meth:`state_dict` gave; early versions saved the first two alone."""
+        self.rank, self.phases = int(state["rank"]), int(state["phases"])
+        self.trained = bool(state.get("trained", True))
+        tolerance = float(state.get("tolerance", self.rule.tolerance))
+        self.rule = replace(self.rule, tolerance=tolerance)
 
 
 def trainable_layers(model: nn.Module) -> list[tuple[str, LowRankLayer]]:
@@ -121,14 +141,14 @@ def drop_non_finite(
     A low-rank layer is left alone as a whole: core, bias and bases. While all is well this
     costs one norm per gradient and one synchronisation.
     """
-    gradients = [p.grad for p in parameters if p.grad is not None]
+    gradients = [_entries(p.grad) for p in parameters if p.grad is not None]
     gradients += [part for member in members for part in _taped(member.layer)]
     if not gradients:
         return ()
     # A sum that overflows although every entry is finite only costs the closer look below.
     if math.isfinite(float(torch.stack(torch._foreach_norm(gradients)).sum())):
         return ()
-    bad = {p for p in parameters if p.grad is not None and not bool(p.grad.isfinite().all())}
+    bad = {p for p in parameters if p.grad is not None and not _finite(p.grad)}
     for member in members:
         layer = member.layer
         finite = all(bool(part.isfinite().all()) for part in _taped(layer))
@@ -138,6 +158,28 @@ def drop_non_finite(
     for parameter in bad:
         parameter.grad = None
     return tuple(sorted(names.get(p, "a parameter outside the model") for p in bad))
+
+
+def _entries(gradient: Tensor) -> Tensor:
+    return gradient.coalesce().values() if gradient.is_sparse else gradient
+
+
+def _finite(gradient: Tensor) -> bool:
+    return bool(_entries(gradient).isfinite().all())
+
+
+def check_state(member: Member, optimizer: torch.optim.Optimizer) -> None:
+    """Raise where the optimizer's state belongs to another rank than the layer has."""
+    core = member.layer.S
+    for key, value in optimizer.state.get(core, {}).items():
+        if isinstance(value, Tensor) and value.ndim >= 2 and value.shape != core.shape:
+            raise InvalidInputError(
+                f"{key} of {member.name!r} is {tuple(value.shape)}, its core "
+                f"{tuple(core.shape)}: model and optimizer come from different steps",
+                code="state_mismatch",
+                tensor=member.name,
+                fix="load the states of optimizer and integrator that belong to the model",
+            )
 
 
 def taped_gradients(layer: LowRankLayer) -> Gradients | None:

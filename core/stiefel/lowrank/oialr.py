@@ -120,7 +120,7 @@ class OialrSchedule:
         skipped = drop_non_finite(self.members, parameters, self._names)
         self.optimizer.step()
         self.count += 1
-        converted = self.count == self.delay or (self.count == 1 and self.delay == 0)
+        converted = self.count >= self.delay and any(m.layer.is_dense for m in self.members)
         if converted:
             self._convert()
         due = self.count > self.delay and (self.count - self.delay) % self.period == 0
@@ -162,7 +162,7 @@ class OialrSchedule:
     def _reduce(self, member: Member, owner: int) -> Test:
         layer: LowRankLayer = member.layer
         before, shape = layer.rank, layer.S.shape
-        left, sigma, right_h = _shared(core_svd(layer.S.detach()), owner)
+        left, sigma, right_h = _shared(core_svd(layer.S.detach(), member.name), owner)
         right = right_h.mT
         stability = _stability(layer.V, left, right)
         least = max(1, int(LEAST_SHARE * min(layer.matrix_shape)), before - before // 2)

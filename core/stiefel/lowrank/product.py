@@ -27,6 +27,7 @@ class Tape:
     grad_l: Tensor | None = None
     pairs: list[tuple[Tensor, Tensor]] = field(default_factory=list)
     last_pass: int = -1
+    rounded: bool = False  # whether a pass ran in half precision
 
     def add(self, grad_k: Tensor, grad_l: Tensor, x: Tensor, delta: Tensor) -> None:
         """Record one use of the layer in a backward pass."""
@@ -36,10 +37,27 @@ class Tape:
             self.grad_k, self.grad_l = None, None
             self.pairs.clear()
         self.last_pass = this_pass
+        if self.core is not None and grad_k.dtype != self.core.dtype:
+            self.rounded = True  # and sums in bfloat16 would lose what many micro-batches add
+            grad_k, grad_l = grad_k.to(self.core.dtype), grad_l.to(self.core.dtype)
         self.grad_k = grad_k if self.grad_k is None else self.grad_k + grad_k
         self.grad_l = grad_l if self.grad_l is None else self.grad_l + grad_l
         if self.keep_pairs:
             self.pairs.append((x.detach(), delta))  # without its graph it can be copied
+
+
+def reaches_core(ctx: Any) -> bool:
+    """Whether the present backward pass adds to the gradient of S, the third input of ``ctx``.
+
+    ``torch.autograd.grad(y, x)`` passes through the layer and adds nothing to S.grad.
+    """
+    node = ctx.next_functions[2][0]
+    if node is None:
+        return False
+    try:
+        return bool(torch._C._will_engine_execute_node(node))
+    except RuntimeError:  # S itself is what autograd.grad was asked for
+        return True
 
 
 def coordinates(x: Tensor, basis: Tensor) -> Tensor:
@@ -91,7 +109,8 @@ class LinearProduct(torch.autograd.Function):
         wants_x, _, wants_s, _, wants_b, _ = ctx.needs_input_grad
         c = coordinates(delta, U)
         # Written as r x n products, several times faster than n x r while r is small.
-        ctx.tape.add((a.t() @ delta).t(), (c.t() @ x).t(), x, delta)
+        if reaches_core(ctx):
+            ctx.tape.add((a.t() @ delta).t(), (c.t() @ x).t(), x, delta)
         return (
             c @ S @ V.t() if wants_x else None,
             None,

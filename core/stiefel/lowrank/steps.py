@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from stiefel.lowrank.bases import Algorithm, complement
+from stiefel.lowrank.bases import Algorithm, complement, reorthonormalize
 
 
 class Factors(NamedTuple):
@@ -69,21 +69,43 @@ def extend(factors: Factors, new_left: Tensor, new_right: Tensor) -> Factors:
     )
 
 
-def scale_since(left: Tensor, grad_k: Tensor, grad_s: Tensor) -> float | Tensor:
+def reorthonormalized(factors: Factors) -> Factors:
+    """Return the factors of the same product with the rounding of the bases moved into the core."""
+    left, left_part = reorthonormalize(factors.left)
+    right, right_part = reorthonormalize(factors.right)
+    return Factors(left, left_part @ factors.core @ right_part.mT, right)
+
+
+def scale_since(
+    left: Tensor, grad_k: Tensor, grad_s: Tensor, *, rounded: bool = False
+) -> float | Tensor:
     """By how much S's gradient was scaled after the backward pass that left ``grad_k``.
 
     A clipped or unscaled gradient of S stands beside untouched ones of the bases; since
     dS = U^T dK, the scale can be read off. Up to a hundredth it is taken for rounding, and is 1.
+    So it is where the two are not parallel: then S.grad holds something else besides, such as
+    that of a penalty on S, and says nothing about a scale.
+
+    Args:
+        left: U ``(..., n, p)``.
+        grad_k: dK ``(..., n, q)``.
+        grad_s: what S.grad holds now, ``(..., p, q)``.
+        rounded: the pass ran in half precision, which turns the one from the other by 1e-3.
 
     Returns:
         a scalar, 1 where nothing can be told.
     """
-    whole = left.mT @ grad_k
-    scale = (whole * grad_s).sum() / (whole * whole).sum()
-    if scale.device.type == "cpu":  # nothing to wait for, and five small operations less
+    whole, now = (left.mT @ grad_k).double(), grad_s.double()
+    inner, square = (whole * now).sum(), whole.square().sum()
+    scale = inner / square
+    parallel = inner * inner / (square * now.square().sum())  # the squared cosine
+    least = 1 - (1e-2 if rounded else 1e-3) ** 2
+    if scale.device.type == "cpu":  # nothing to wait for, and several small operations less
         value = float(scale)
-        return value if abs(value - 1) > 0.01 else 1.0
-    return torch.where((scale - 1).abs() > 0.01, scale, 1.0)
+        clear = value > 0 and abs(value - 1) > 0.01 and float(parallel) > least
+        return value if clear else 1.0
+    told = (scale > 0) & ((scale - 1).abs() > 0.01) & (parallel > least)
+    return torch.where(told, scale, 1.0).to(grad_s.dtype)
 
 
 def augmented_gradient(

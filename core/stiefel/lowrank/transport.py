@@ -30,9 +30,14 @@ def rotate_state(
     right: Tensor,
 ) -> None:
     """Carry every entry of the core's old ``shape`` to the bases U left, V right."""
-    for key, value in _entries(optimizer, core, shape):
+    entries = dict(_entries(optimizer, core, shape))
+    mean = entries.get("grad_avg")  # of RMSprop, centered: square_avg - mean^2 is a variance
+    for key, value in entries.items():
         sides = left.to(value.dtype), right.to(value.dtype)
-        if key in SECOND_MOMENTS:
+        if key == "square_avg" and mean is not None:
+            variance = (value - mean.square()).clamp_min_(0)
+            moved = transport_second(variance, *sides) + transport_first(mean, *sides).square()
+        elif key in SECOND_MOMENTS:
             moved = transport_second(value, *sides)
         elif key in ROOTS:
             moved = transport_second(value.square(), *sides).sqrt_()

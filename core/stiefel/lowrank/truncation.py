@@ -61,16 +61,27 @@ class Truncated(NamedTuple):
     rank: int
 
 
-def core_svd(core: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def core_svd(core: Tensor, layer: str = "") -> tuple[Tensor, Tensor, Tensor]:
     """Singular value decomposition of a small core, with a second attempt in float64.
 
-    Returns ``(P, sigma, Qh)``; a core that defeats the divide-and-conquer driver even in
-    float64 raises ``torch.linalg.LinAlgError``.
+    Returns ``(P, sigma, Qh)``.
+
+    Raises:
+        InvalidInputError: the core of ``layer`` defeats the divide-and-conquer driver even in
+            float64; in practice it is not finite.
     """
     try:
         return tuple(torch.linalg.svd(core, full_matrices=False))
     except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
-        left, sigma, right = torch.linalg.svd(core.double(), full_matrices=False)
+        try:
+            left, sigma, right = torch.linalg.svd(core.double(), full_matrices=False)
+        except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
+            raise InvalidInputError(
+                f"the core of {layer or 'a layer'} has no singular values: it is not finite",
+                code="core_not_finite",
+                tensor=layer or None,
+                fix="lower the learning rate, or resume from an earlier checkpoint",
+            ) from None
         return left.to(core.dtype), sigma.to(core.dtype), right.to(core.dtype)
 
 
@@ -107,7 +118,12 @@ def _needed(sigma: list[float], rule: RankRule) -> int:
 
 
 def truncate_core(
-    core: Tensor, rule: RankRule, *, rank: int | None = None, if_zero: int | None = None
+    core: Tensor,
+    rule: RankRule,
+    *,
+    rank: int | None = None,
+    if_zero: int | None = None,
+    layer: str = "",
 ) -> Truncated:
     """Decompose ``core`` and keep the leading part.
 
@@ -116,10 +132,11 @@ def truncate_core(
         rule: decides the rank unless ``rank`` is given.
         rank: keep exactly this many directions (at most min(p, q)).
         if_zero: see :func:`kept_rank`.
+        layer: the name that an error gives.
 
     Cost: one SVD of p x q.
     """
-    left, sigma, right_h = core_svd(core)
+    left, sigma, right_h = core_svd(core, layer)
     keep = kept_rank(sigma, rule, if_zero=if_zero) if rank is None else min(rank, sigma.shape[-1])
     tail = math.hypot(*sigma[..., keep:].flatten().tolist())
     return Truncated(
