@@ -24,7 +24,7 @@ from stiefel.lowrank.members import (
     trainable_layers,
 )
 from stiefel.lowrank.steps import Factors, rotate
-from stiefel.lowrank.transition import enter_factors
+from stiefel.lowrank.transition import check_finite, enter_factors
 from stiefel.lowrank.transport import rotate_state
 from stiefel.lowrank.truncation import RankRule, core_svd
 
@@ -154,6 +154,7 @@ class OialrSchedule:
         self._resting.update(resting)
 
     def _convert(self) -> None:
+        check_finite({member.name: member.layer for member in self.members})
         for owner, member in enumerate(self.members):
             if member.layer.is_dense:
                 enter_factors(member.layer, self.optimizer)

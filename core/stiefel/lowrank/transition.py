@@ -43,6 +43,18 @@ def enter_factors(
         rotate_state(optimizer, layer.S, shape, factors.left, factors.right)
 
 
+def check_finite(layers: Mapping[str, LowRankLayer]) -> None:
+    """Raise, before any layer is changed, where a weight that is to be factored is not finite."""
+    for name, layer in layers.items():
+        if not bool(layer.S.detach().isfinite().all()):
+            raise InvalidInputError(
+                f"the weight of {name!r} holds NaN or infinity",
+                code="non_finite_weights",
+                tensor=name,
+                fix="lower the learning rate, or resume from an earlier checkpoint",
+            )
+
+
 def effective_rank(layer: LowRankLayer) -> float:
     """The stable rank ||W||_F^2 / ||W||_2^2, averaged over groups; 0 for a zero weight."""
     sigma = torch.linalg.svdvals(layer.S.detach())
@@ -112,6 +124,7 @@ class CuttlefishSwitch:
 
     def apply(self, optimizer: torch.optim.Optimizer | None = None) -> dict[str, int]:
         """Factor every watched layer at its rank and carry the optimizer's state along."""
+        check_finite(self.layers)
         ranks = self.ranks
         for name, layer in self.layers.items():
             enter_factors(layer, optimizer, rank=ranks[name])
@@ -127,6 +140,7 @@ class CuttlefishSwitch:
         self.history = [dict(seen) for seen in state["history"]]
 
     def _estimate(self) -> dict[str, float]:
+        check_finite(self.layers)
         return {
             name: self._scale[name] * effective_rank(layer) for name, layer in self.layers.items()
         }

@@ -274,3 +274,15 @@ def test_an_empty_batch_passes_through_a_convolution(groups):
     assert y.shape == (0, 6, 6, 6)
     y.sum().backward()
     assert float(layer.S.grad.abs().sum()) == 0
+
+
+def test_a_warm_up_that_diverged_is_named_and_changes_nothing(normal):
+    net = mlp()
+    to_low_rank(net, dense=True, keep_last=False)
+    switch = CuttlefishSwitch(net)
+    schedule = OialrSchedule(net, torch.optim.SGD(net.parameters(), 0.01), delay=1)
+    net[2].S.data[0, 0] = float("inf")
+    for call in (switch.observe, switch.apply, schedule.step):
+        with pytest.raises(InvalidInputError, match="'2'"):
+            call()
+    assert net[0].is_dense
