@@ -82,10 +82,14 @@ class LowRankMultiheadAttention(nn.Module):
             device="meta",
         )
         for name, weight in zip(names, weights, strict=True):
-            setattr(dense, f"{name}_weight", nn.Parameter(weight.clone()))
+            trained = is_trained(self.get_submodule(name))
+            setattr(dense, f"{name}_weight", nn.Parameter(weight.clone(), trained))
         if biases:
-            dense.in_proj_bias = nn.Parameter(torch.cat(biases))
-        dense.out_proj.weight = nn.Parameter(_weight_of(self.out_proj).clone())
+            trained = any(bias.requires_grad for bias in biases)
+            dense.in_proj_bias = nn.Parameter(torch.cat(biases), trained)
+        dense.out_proj.weight = nn.Parameter(
+            _weight_of(self.out_proj).clone(), is_trained(self.out_proj)
+        )
         dense.out_proj.bias = self.out_proj.bias  # type: ignore[assignment]
         return dense.train(self.training)
 
@@ -100,49 +104,66 @@ class LowRankMultiheadAttention(nn.Module):
         average_attn_weights: bool = True,
         is_causal: bool = False,
     ) -> tuple[Tensor, Tensor | None]:
-        """Attend; arguments, layouts and results as in ``nn.MultiheadAttention``."""
-        batched = query.ndim == 3
+        """Attend; arguments, layouts and results as in ``nn.MultiheadAttention``.
+
+        Raises:
+            InvalidInputError: a mask that is neither bool nor floating or of another shape;
+                ``is_causal``, which only says what ``attn_mask`` is, without it.
+        """
+        batched, to_itself = query.ndim == 3, query is key and key is value
         if not batched:
             query, key, value = (x[None] for x in (query, key, value))
             key_padding_mask = None if key_padding_mask is None else key_padding_mask[None]
         elif not self.batch_first:
             query, key, value = (x.transpose(0, 1) for x in (query, key, value))
-        q, k, v = (self._heads(x) for x in self._project(query, key, value))
-        mask = self._mask(attn_mask, key_padding_mask, q)
+        if is_causal and attn_mask is None:
+            raise InvalidInputError(
+                "is_causal is a hint about attn_mask, which is missing",
+                code="missing_mask",
+                field="/attn_mask",
+                fix="give nn.Transformer.generate_square_subsequent_mask(length) as attn_mask",
+            )
+        q, k, v = map(self._heads, self._project(query, key, value, to_itself))
+        mask = self._mask(attn_mask, key_padding_mask, q, k.shape[2])
         dropout = self.dropout if self.training else 0.0
         if need_weights:
             mixed, weights = _attend(q, k, v, mask, dropout)
             weights = weights.mean(1) if average_attn_weights else weights
         else:
-            causal = is_causal and mask is None
-            mixed = functional.scaled_dot_product_attention(
-                q, k, v, mask, dropout_p=dropout, is_causal=causal
-            )
+            mixed = functional.scaled_dot_product_attention(q, k, v, mask, dropout_p=dropout)
             weights = None
         output: Tensor = self.out_proj(mixed.transpose(1, 2).flatten(2))
         if not batched:
             return output[0], None if weights is None else weights[0]
         return (output if self.batch_first else output.transpose(0, 1)), weights
 
-    def _project(self, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _project(
+        self, query: Tensor, key: Tensor, value: Tensor, to_itself: bool
+    ) -> tuple[Tensor, Tensor, Tensor]:
         if not self.stacked:
             return self.q_proj(query), self.k_proj(key), self.v_proj(value)
-        if query is key and key is value:
+        if to_itself:
             q, k, v = self.in_proj(query).chunk(3, dim=-1)
             return q, k, v
         parts = [self.in_proj(x).chunk(3, dim=-1)[i] for i, x in enumerate((query, key, value))]
         return parts[0], parts[1], parts[2]
 
     def _heads(self, x: Tensor) -> Tensor:
-        return x.reshape(*x.shape[:-1], self.num_heads, -1).transpose(1, 2)
+        width = x.shape[-1] // self.num_heads
+        return x.reshape(*x.shape[:-1], self.num_heads, width).transpose(1, 2)
 
-    def _mask(self, mask: Tensor | None, padding: Tensor | None, q: Tensor) -> Tensor | None:
+    def _mask(
+        self, mask: Tensor | None, padding: Tensor | None, q: Tensor, columns: int
+    ) -> Tensor | None:
         total = None
+        batch, heads, rows, _ = q.shape
         if mask is not None:
+            _check_mask("attn_mask", mask, ((rows, columns), (batch * heads, rows, columns)))
             total = _additive(mask, q.dtype)
             if total.ndim == 3:
-                total = total.reshape(q.shape[0], self.num_heads, *total.shape[1:])
+                total = total.reshape(batch, heads, rows, columns)
         if padding is not None:
+            _check_mask("key_padding_mask", padding, ((batch, columns),))
             hidden = _additive(padding, q.dtype)[:, None, None, :]
             total = hidden if total is None else total + hidden
         return total
@@ -187,6 +208,28 @@ def _linear(weight: Tensor, bias: Tensor | None) -> nn.Linear:
     layer.bias = bias  # type: ignore[assignment]
     layer.out_features, layer.in_features = weight.shape
     return layer
+
+
+def is_trained(layer: nn.Module) -> bool:
+    """Whether any of the layer's factors is trained; a bias goes its own way."""
+    return any(p.requires_grad for name, p in layer.named_parameters() if name != "bias")
+
+
+def _check_mask(name: str, mask: Tensor, shapes: tuple[tuple[int, ...], ...]) -> None:
+    if mask.dtype != torch.bool and not mask.is_floating_point():
+        raise InvalidInputError(
+            f"{name} is {mask.dtype}; true or -inf hides a position, integers have no meaning here",
+            code="bad_mask",
+            field=f"/{name}",
+            fix=f"give {name} == 0 where ones mark what is kept, as tokenizers do, else .bool()",
+        )
+    if tuple(mask.shape) not in shapes:
+        raise InvalidInputError(
+            f"{name} is {tuple(mask.shape)}, not {' or '.join(map(str, shapes))}",
+            code="bad_mask",
+            field=f"/{name}",
+            fix="expand it to that shape",
+        )
 
 
 def _additive(mask: Tensor, dtype: torch.dtype) -> Tensor:

@@ -17,6 +17,7 @@ from stiefel.lowrank.convert import take_ordinary_path
 from stiefel.lowrank.convolution import LowRankConv2d, kernel_matrix
 from stiefel.lowrank.factored import FactoredConv1D, FactoredConv2d, FactoredLinear, product_of
 from stiefel.lowrank.linear import LowRankLinear
+from stiefel.lowrank.renaming import renamed
 from stiefel.lowrank.steps import Factors
 from stiefel.replacing import replace_module
 
@@ -39,7 +40,8 @@ def load_factored(
     """Load factors into ``model``, swapping the layers they belong to.
 
     Args:
-        model: the original architecture, freshly built; Hugging Face models included.
+        model: the original architecture, freshly built; Hugging Face models included, whose
+            files may have other names than their modules.
         source: a safetensors file or a mapping by name. Factors are ``N.factor_out`` and
             ``N.factor_in``, as the method ``factorize.low_rank`` and ``export`` write them, or
             ``N.U``, ``N.S``, ``N.V``, as training writes them. All other tensors load as usual.
@@ -49,7 +51,8 @@ def load_factored(
     Raises:
         InvalidInputError: names or shapes do not fit the model.
     """
-    tensors = dict(source) if isinstance(source, Mapping) else safetensors.torch.load_file(source)
+    stored = source if isinstance(source, Mapping) else safetensors.torch.load_file(source)
+    tensors = renamed(model, stored)
     attended = _fill_attention(model, tensors)
     factored, merged = _place_pairs(model, tensors)
     low_rank = _place_triples(model, tensors)
@@ -64,7 +67,8 @@ def load_factored(
         raise InvalidInputError(
             f"missing: {missing[:5]}; unexpected: {result.unexpected_keys[:5]}",
             code="checkpoint_mismatch",
-            fix="load into the architecture the checkpoint was made from",
+            fix="load into the architecture the checkpoint was made from; if a library saved it "
+            "under names of its own, save model.state_dict() instead",
         )
     return Loaded(model, tuple(factored), tuple(low_rank), (*attended, *merged))
 
@@ -127,6 +131,15 @@ def _like(weight: object, factor: Tensor) -> Tensor:
 
 
 def _check_product(stem: str, weight: object, outer: Tensor, inner: Tensor) -> None:
+    ranks = outer.shape[1], inner.shape[0]
+    # A grouped convolution has that many rows of factor_in in every group.
+    if ranks[1] % max(1, ranks[0]) or (inner.ndim == 2 and ranks[0] != ranks[1]):
+        raise InvalidInputError(
+            f"the factors of {stem!r} have ranks {ranks[0]} and {ranks[1]}",
+            code="checkpoint_mismatch",
+            fix="take both from the same file",
+            tensor=f"{stem}{PAIR[0]}",
+        )
     shape = (outer.shape[0], *inner.shape[1:])
     if isinstance(weight, Tensor) and tuple(weight.shape) != shape:
         raise InvalidInputError(

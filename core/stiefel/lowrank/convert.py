@@ -5,7 +5,7 @@ from __future__ import annotations
 import fnmatch
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, get_args
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +17,7 @@ from stiefel.conv1d import as_linear, is_transposed_linear
 from stiefel.errors import InvalidInputError
 from stiefel.lowrank.attention import LowRankMultiheadAttention, dense_projections, why_not
 from stiefel.lowrank.convolution import LowRankConv2d, kernel_matrix
-from stiefel.lowrank.initial import check_rank
+from stiefel.lowrank.initial import check_rank, is_whole
 from stiefel.lowrank.linear import Evaluation, LowRankLinear
 from stiefel.lowrank.truncation import RankRule, kept_rank
 from stiefel.replacing import replace_module
@@ -61,7 +61,8 @@ def to_low_rank(
         include: shell patterns on layer names; what matches none is left alone.
         exclude: patterns that override ``include``.
         keep_last: leave the last convertible layer, the head, as it is.
-        dense: swap the layers but keep the whole weights for a dense warm-up.
+        dense: swap the layers but keep the whole weights for a dense warm-up; what ends it
+            chooses the ranks, so that ``rank`` only says which layers.
         keep_norm: rescale S to the norm of the weight; for freshly drawn weights.
         evaluation: see :class:`LowRankLinear`.
 
@@ -72,6 +73,12 @@ def to_low_rank(
         InvalidInputError: a rank is out of range or given for no layer, a weight to be converted
             is not finite, or nothing was converted. The model is then as it was.
     """
+    if evaluation not in get_args(Evaluation):
+        raise InvalidInputError(
+            f"unknown evaluation {evaluation!r}",
+            field="/evaluation",
+            fix="give factored, merged or auto",
+        )
     include, exclude = _patterns(include), _patterns(exclude)
     found = _candidates(model)
     if isinstance(rank, Mapping):
@@ -203,8 +210,10 @@ def _rank_for(name: str, module: nn.Module, rank: RankChoice, dense: bool) -> in
         wanted = max(1, min(DEFAULT_RANK, half))
     else:
         wanted = rank
-    if wanted < 1:
-        check_rank(wanted, *matrices[0].shape[-2:])
+    if not is_whole(wanted) or wanted < 1:
+        n, m = matrices[0].shape[-2:]
+        check_rank(wanted, n, m, name)
+    wanted = int(wanted)
     return _not_smaller(module, wanted) or wanted
 
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor, nn
 
-from stiefel.lowrank.attention import LowRankMultiheadAttention
+from stiefel.calling import call
+from stiefel.errors import InvalidInputError
+from stiefel.lowrank.attention import LowRankMultiheadAttention, is_trained
 from stiefel.lowrank.convolution import LowRankConv2d
 from stiefel.lowrank.factored import FactoredConv1D, FactoredConv2d, FactoredLinear, balanced
 from stiefel.lowrank.layer import LowRankLayer
@@ -30,23 +32,26 @@ class Exported(NamedTuple):
     merged_ms: float | None = None
 
 
-def export(
-    model: nn.Module, *, form: Form = "auto", example: tuple[Any, ...] | None = None
-) -> tuple[Exported, ...]:
+def export(model: nn.Module, *, form: Form = "auto", example: Any = None) -> tuple[Exported, ...]:
     """Replace every low-rank layer in place by an inference layer.
 
     Args:
         model: after ``integrator.finish()``.
         form: ``factored`` writes factor_out and factor_in, as the conversion method does;
             ``merged`` writes ordinary dense layers; ``auto`` measures both, layer by layer.
-        example: arguments of one call of ``model``. With ``auto`` each layer is timed on the
-            input it receives; without, the form that stores fewer numbers is taken.
+        example: one call of ``model``: a tensor, a tuple of arguments, or a mapping. With
+            ``auto`` each layer is timed on the input it receives; without, the form that stores
+            fewer numbers is taken.
 
     Attention layers keep their class; the projections inside are replaced. :func:`merge` turns
-    them back too.
+    them back too. What was frozen stays frozen.
 
     Cost: for ``auto`` about 20 evaluations of every layer.
     """
+    if form not in get_args(Form):
+        raise InvalidInputError(
+            f"unknown form {form!r}", field="/form", fix="give factored, merged or auto"
+        )
     layers = [(n, m) for n, m in model.named_modules() if isinstance(m, LowRankLayer)]
     inputs = _inputs(model, layers, example) if form == "auto" and example is not None else {}
     report = []
@@ -62,7 +67,8 @@ def export(
         else:
             smaller = layer.parameter_count() < _dense_count(layer)
             entry = Exported(name, "factored" if smaller else "merged")
-        replace_module(model, name, choices[entry.form].train(layer.training))
+        new = _frozen_as(layer, choices[entry.form])
+        replace_module(model, name, new.train(layer.training))
         report.append(entry)
     return tuple(report)
 
@@ -72,11 +78,19 @@ def merge(model: nn.Module) -> nn.Module:
     export(model, form="merged")
     for name, module in list(model.named_modules()):
         if isinstance(module, FactoredLinear | FactoredConv2d):
-            replace_module(model, name, _multiplied(module).train(module.training))
+            new = _frozen_as(module, _multiplied(module))
+            replace_module(model, name, new.train(module.training))
     for name, module in list(model.named_modules()):
         if isinstance(module, LowRankMultiheadAttention):
             replace_module(model, name, module.to_dense())
     return model
+
+
+def _frozen_as(old: nn.Module, new: nn.Module) -> nn.Module:
+    for name, parameter in new.named_parameters():
+        if name != "bias":  # which is the old layer's own
+            parameter.requires_grad_(is_trained(old))
+    return new
 
 
 @torch.no_grad()
@@ -165,7 +179,7 @@ def _dense_count(layer: LowRankLayer) -> int:
 
 @torch.no_grad()
 def _inputs(
-    model: nn.Module, layers: list[tuple[str, LowRankLayer]], example: tuple[Any, ...]
+    model: nn.Module, layers: list[tuple[str, LowRankLayer]], example: Any
 ) -> dict[str, Tensor]:
     """What each layer receives when the model sees the example."""
     seen: dict[str, Tensor] = {}
@@ -174,11 +188,12 @@ def _inputs(
         return lambda _, args: seen.__setitem__(name, args[0])
 
     hooks = [layer.register_forward_pre_hook(watch(name)) for name, layer in layers]
-    training = model.training
+    modes = {module: module.training for module in model.modules()}
     try:
-        model.eval()(*example)
+        call(model.eval(), example)
     finally:
-        model.train(training)
+        for module, training in modes.items():
+            module.training = training
         for hook in hooks:
             hook.remove()
     return seen

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from stiefel.break_even import break_even_rank
+from stiefel.calling import call
 from stiefel.conv1d import is_transposed_linear
 from stiefel.errors import InvalidInputError
 from stiefel.projection.rank_rules import ranks_for_budget
@@ -197,12 +198,28 @@ def ranks_within(
     if (budget is None) == (ranks is None):
         raise InvalidInputError("give either budget or ranks", code="bad_budget")
     if ranks is not None:
+        if wrong := sorted(ranks.keys() ^ moments.keys()):
+            what = "no rank" if wrong[0] in moments else "no moment"
+            raise InvalidInputError(
+                f"there is {what} for {wrong[0]!r}",
+                code="rank_mismatch",
+                tensor=wrong[0],
+                fix="give ranks for exactly the layers whose moments were collected",
+            )
         return {name: ranks[name] for name in moments}
     assert budget is not None
     roots = _roots(moments, _centring(model, moments, correct_bias))
     weights = {name: matrix_of(model.get_submodule(name)) for name in moments}
     spectra = {n: whitened_values(w, roots[n]).tolist() for n, w in weights.items()}
     shapes = {name: (w.shape[0], w.shape[1]) for name, w in weights.items()}
+    least = sum(n + m for n, m in shapes.values())
+    if budget < least:
+        raise InvalidInputError(
+            f"a budget of {budget} is less than the {least} numbers that rank 1 needs everywhere",
+            code="bad_budget",
+            field="/budget",
+            fix=f"give at least {least}, or moments of fewer layers",
+        )
     spread = ranks_for_budget(spectra, shapes, budget)
     return {n: rank for n, rank in spread.items() if rank <= break_even_rank(*shapes[n])}
 
@@ -265,13 +282,3 @@ def store(tensors: dict[str, Tensor], name: str, module: nn.Module, result: Whit
     assert math.prod(weight.shape[1:]) == inner.shape[1]
     if result.bias_change is not None:
         tensors[f"{name}.bias"] = tensors[f"{name}.bias"] + result.bias_change
-
-
-def call(model: nn.Module, batch: Any) -> None:
-    """Evaluate the model on a tensor, a tuple of arguments, or a mapping of keywords."""
-    if isinstance(batch, Mapping):
-        model(**batch)
-    elif isinstance(batch, tuple | list):
-        model(*batch)
-    else:
-        model(batch)

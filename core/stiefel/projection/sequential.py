@@ -15,12 +15,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from stiefel.calling import call
 from stiefel.conv1d import is_transposed_linear
 from stiefel.errors import InvalidInputError
 from stiefel.linalg.truncated_svd import Svd, widened
 from stiefel.projection.calibration import (
     Compressed,
-    call,
     input_rows,
     matrix_of,
     ranks_within,

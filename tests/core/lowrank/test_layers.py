@@ -183,7 +183,7 @@ def test_half_precision_factors_compute_but_are_not_trained(generator):
 
 @pytest.mark.parametrize("rank", [0, 8])
 def test_rank_over_the_limit_is_refused(rank):
-    with pytest.raises(InvalidInputError, match=rf"rank {rank} is outside 1\.\.7"):
+    with pytest.raises(InvalidInputError, match=rf"rank {rank} is no whole number in 1\.\.7"):
         LowRankLinear(9, 7, rank)
 
 
