@@ -109,6 +109,12 @@ class GaLoreAdamW(torch.optim.Optimizer):
             for parameter in group["params"]:
                 if parameter.grad is None:
                     continue
+                if parameter.grad.is_sparse:
+                    raise InvalidInputError(
+                        "GaLoreAdamW takes no sparse gradients",
+                        code="sparse_gradient",
+                        fix="leave the embedding to torch.optim.SparseAdam, or give sparse=False",
+                    )
                 if bool(parameter.grad.isfinite().all()):
                     self._update(parameter, parameter.grad, group)
                 else:
@@ -121,8 +127,10 @@ class GaLoreAdamW(torch.optim.Optimizer):
         wide = parameter.shape[0] <= parameter.shape[-1]
         if projected:
             grad = grad if wide else grad.T
-            if state.get("step", 0) % group["period"] == 0:
+            if state.get("step", 0) % group["period"] == 0 or state.get("due", False):
                 _renew(state, grad, group)
+                # A gradient of zeros, as behind a layer that starts at zero, has no directions.
+                state["due"] = not bool(grad.any())
             grad = state["basis"].T @ grad
         if "exp_avg" not in state:
             state.update(exp_avg=torch.zeros_like(grad), exp_avg_sq=torch.zeros_like(grad))

@@ -8,6 +8,7 @@ in the layout that ``peft`` loads.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -105,7 +106,8 @@ def save_adapter(adapter: Adapter, folder: str | Path, *, base: str | None = Non
         "lora_alpha": adapter.rank,
         "lora_dropout": 0.0,
         "bias": "none",
-        "target_modules": sorted(adapter.A),
+        # A list would be matched by the ends of names, an expression by whole names.
+        "target_modules": "|".join(re.escape(name) for name in sorted(adapter.A)),
         "task_type": None,
     }
     (folder / "adapter_config.json").write_text(json.dumps(config, indent=1) + "\n")

@@ -98,3 +98,23 @@ def test_a_copied_optimizer_counts_on(generator):
             parameter.grad = torch.full_like(parameter, torch.nan)
     optimizer.step()
     assert optimizer.skipped_steps() == len(list(net.parameters()))
+
+
+@pytest.mark.parametrize("energy", [None, 0.9])
+def test_a_gradient_of_zeros_chooses_no_subspace(generator, energy):
+    """The layer behind a zero one sees its first gradient a step later."""
+    net, x, y = problem(generator)
+    nn.init.zeros_(net[2].weight)
+    optimizer = GaLoreAdamW(net.parameters(), rank=4, period=100, energy=energy, lr=1e-2)
+    train(net, optimizer, x, y, 3)
+    net(x).sub(y).square().mean().backward()
+    gradient = net[0].weight.grad.T  # 20 x 30, as it is projected
+    held = optimizer.state[net[0].weight]["basis"].T @ gradient
+    assert held.square().sum() > 0.5 * gradient.square().sum()
+
+
+def test_a_sparse_gradient_is_refused():
+    net = nn.Embedding(30, 20, sparse=True)
+    net(torch.tensor([1, 2])).sum().backward()
+    with pytest.raises(InvalidInputError, match="sparse"):
+        GaLoreAdamW(net.parameters(), rank=4).step()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 import safetensors.torch
@@ -62,11 +63,20 @@ def test_the_files_hold_what_a_lora_loader_needs(tmp_path, generator):
     config = json.loads((tmp_path / "adapter_config.json").read_text())
     assert config["peft_type"] == "LORA"
     assert config["lora_alpha"] == config["r"] == 3
-    assert config["target_modules"] == ["first", "second"]
+    named = [n for n, _ in net.named_modules() if re.fullmatch(config["target_modules"], n)]
+    assert named == ["first", "second"]
     tensors = safetensors.torch.load_file(tmp_path / "adapter_model.safetensors")
     with torch.no_grad():
-        for name in config["target_modules"]:
+        for name in named:
             stem = f"base_model.model.{name}.lora_"
             delta = tensors[f"{stem}B.weight"] @ tensors[f"{stem}A.weight"]
             net.get_submodule(name).weight.add_(delta)
     torch.testing.assert_close(net(x), before, atol=1e-5, rtol=1e-5)
+
+
+def test_a_layer_whose_name_ends_alike_stays_out(tmp_path):
+    """A loader takes ``target_modules`` as an expression for whole names, given one string."""
+    net = nn.ModuleDict({"fc": nn.Linear(6, 8), "a_fc": nn.ModuleDict({"fc": nn.Linear(6, 8)})})
+    save_adapter(split_pissa(net, ["fc"], 2), tmp_path)
+    pattern = json.loads((tmp_path / "adapter_config.json").read_text())["target_modules"]
+    assert [n for n, _ in net.named_modules() if re.fullmatch(pattern, n)] == ["fc"]
