@@ -119,10 +119,17 @@ def to_low_rank(
 
 
 def take_ordinary_path(model: nn.Module) -> None:
-    """Keep ``nn.TransformerEncoder`` from its own path, which reads the weights of its layers."""
+    """Keep ``nn.TransformerEncoder`` from its own path, which reads the weights of its layers.
+
+    That of a low-rank layer would be multiplied out for it, in every pass.
+    """
     for module in model.modules():
         if isinstance(module, nn.TransformerEncoder):
             module.use_nested_tensor = False
+        if isinstance(module, nn.TransformerEncoderLayer):
+            inner: tuple[nn.Module, ...] = (module.linear1, module.linear2)
+            if not all(isinstance(layer, nn.Linear) for layer in inner):
+                module.activation_relu_or_gelu = 0  # read by the choice of the path alone
 
 
 def _patterns(given: str | Sequence[str]) -> Sequence[str]:

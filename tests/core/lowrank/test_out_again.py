@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from stiefel.errors import InvalidInputError
-from stiefel.lowrank import export, merge, to_low_rank
+from stiefel.lowrank import FactoredLinear, LowRankLinear, export, merge, to_low_rank
 
 
 def network():
@@ -82,3 +82,24 @@ def test_forms_and_evaluations_have_names():
     to_low_rank(net, 4)
     with pytest.raises(InvalidInputError, match="fused"):
         export(net, form="fused")
+
+
+def test_an_encoder_in_eval_mode_stays_in_factors(monkeypatch):
+    encoder = nn.TransformerEncoderLayer(16, 2, 40, batch_first=True).eval()
+    plain = nn.TransformerEncoder(encoder, 2, enable_nested_tensor=False).eval()
+    to_low_rank(plain, 3, include="*linear*", keep_last=False)
+    x = torch.randn(2, 5, 16)
+    expected = plain(x).detach()
+    looked = []
+    for kind in (LowRankLinear, FactoredLinear):
+        product = kind.weight
+        monkeypatch.setattr(
+            kind, "weight", property(lambda self, p=product: looked.append(self) or p.fget(self))
+        )
+    with torch.no_grad():
+        torch.testing.assert_close(plain(x), expected)
+        assert not looked
+        export(plain, form="factored")
+        looked.clear()
+        torch.testing.assert_close(plain(x), expected, atol=1e-5, rtol=1e-5)
+    assert not looked
