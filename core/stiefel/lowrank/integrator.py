@@ -221,7 +221,10 @@ class LowRankIntegrator:
         return [p for group in self.optimizer.param_groups for p in group["params"]]
 
     def _average(self, opening: bool) -> None:
-        """Average the gradients that DDP leaves alone; unused layers count as zero."""
+        """Average the gradients that DDP leaves alone; a layer unused here counts as zero.
+
+        One that no process used has no gradient afterwards, as if there were one process.
+        """
         if not reduce.is_distributed():
             return
         tensors: list[Tensor] = []
@@ -234,6 +237,11 @@ class LowRankIntegrator:
                     tape.grad_k, tape.grad_l = torch.zeros_like(layer.U), torch.zeros_like(layer.V)
                 tensors += [tape.grad_k, tape.grad_l]
         reduce.average_(tensors)
+        cores = [member.layer.S for member in self.members]
+        averaged = [core.grad for core in cores if core.grad is not None]  # all of them
+        norms = torch.stack(torch._foreach_norm(averaged)).tolist()
+        for core, norm in zip(cores, norms, strict=True):
+            core.grad = core.grad if norm else None
 
     def _open(self) -> None:
         """Extend the bases and leave the augmented cores' gradients for the optimizer."""
