@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import safetensors.torch
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from stiefel.conv1d import as_linear, is_transposed_linear
 from stiefel.errors import InvalidInputError
@@ -49,15 +51,45 @@ def load_factored(
             as missing.
 
     Raises:
-        InvalidInputError: names or shapes do not fit the model.
+        InvalidInputError: names or shapes do not fit the model, which is then as it was.
     """
     stored = source if isinstance(source, Mapping) else safetensors.torch.load_file(source)
     tensors = renamed(model, stored)
-    attended = _fill_attention(model, tensors)
-    factored, merged = _place_pairs(model, tensors)
-    low_rank = _place_triples(model, tensors)
+    swaps = _Swaps(model)
     try:
-        result = model.load_state_dict(tensors, strict=False)
+        attended = _fill_attention(model, tensors)
+        factored, merged = _place_pairs(swaps, tensors)
+        low_rank = _place_triples(swaps, tensors)
+        _check_fit(model, tensors, strict)
+    except BaseException:
+        swaps.undo()
+        raise
+    model.load_state_dict(tensors, strict=False)
+    take_ordinary_path(model)
+    return Loaded(model, tuple(factored), tuple(low_rank), (*attended, *merged))
+
+
+class _Swaps:
+    """Layers put in the place of others, and back again."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+        self._olds: list[tuple[str, nn.Module]] = []
+
+    def put(self, name: str, old: nn.Module, new: nn.Module) -> None:
+        """Let ``new`` stand for ``old``, in its mode."""
+        replace_module(self.model, name, new.train(old.training))
+        self._olds.append((name, old))
+
+    def undo(self) -> None:
+        """Leave the model as it was."""
+        for name, old in reversed(self._olds):
+            replace_module(self.model, name, old)
+
+
+def _check_fit(model: nn.Module, tensors: Mapping[str, Tensor], strict: bool) -> None:
+    try:
+        result = _load_shapes(model, tensors)
     except RuntimeError as error:
         raise InvalidInputError(
             str(error), code="checkpoint_mismatch", fix="load into the model it was made from"
@@ -70,7 +102,34 @@ def load_factored(
             fix="load into the architecture the checkpoint was made from; if a library saved it "
             "under names of its own, save model.state_dict() instead",
         )
-    return Loaded(model, tuple(factored), tuple(low_rank), (*attended, *merged))
+
+
+def _load_shapes(model: nn.Module, tensors: Mapping[str, Tensor]) -> Any:
+    """What ``load_state_dict`` says of names and shapes; no number of the model is changed."""
+    owned: list[dict[str, Any]] = [
+        own for m in model.modules() for own in (m._parameters, m._buffers)
+    ]
+    before = [dict(own) for own in owned]
+    try:
+        for own in owned:
+            own.update({name: _hollow(tensor) for name, tensor in own.items()})
+        hollow = {name: _hollow(tensor) for name, tensor in tensors.items()}
+        return model.load_state_dict(hollow, strict=False)
+    finally:
+        for own, held in zip(owned, before, strict=True):
+            own.clear()
+            own.update(held)
+
+
+def _hollow(tensor: Any) -> Any:
+    if not isinstance(tensor, Tensor):  # no bias, or a module's extra state
+        return tensor
+    if is_lazy(tensor):  # it takes its shape from what it loads
+        return type(tensor)(device="meta", dtype=tensor.dtype)  # type: ignore[call-arg]
+    hollow = tensor.detach().to("meta")
+    return (
+        nn.Parameter(hollow, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else hollow
+    )
 
 
 def _stems(tensors: Mapping[str, Tensor], suffixes: tuple[str, ...]) -> list[str]:
@@ -105,16 +164,17 @@ def _fill_attention(model: nn.Module, tensors: dict[str, Tensor]) -> list[str]:
     return filled
 
 
-def _place_pairs(model: nn.Module, tensors: dict[str, Tensor]) -> tuple[list[str], list[str]]:
+def _place_pairs(swaps: _Swaps, tensors: dict[str, Tensor]) -> tuple[list[str], list[str]]:
     factored, merged = [], []
     for stem in _stems(tensors, PAIR):
-        module = dict(model.named_modules(remove_duplicate=False)).get(stem)
+        module = dict(swaps.model.named_modules(remove_duplicate=False)).get(stem)
         weight = getattr(module, "weight", None)
         outer, inner = (_like(weight, tensors[stem + suffix]) for suffix in PAIR)
+        _check_ranks(stem, module, outer, inner)
         _check_product(stem, weight, outer, inner)
         if module is not None and (new := _factored(module, outer, inner)) is not None:
             if new is not module:
-                replace_module(model, stem, new.train(module.training))
+                swaps.put(stem, module, new)
             tensors[stem + PAIR[0]], tensors[stem + PAIR[1]] = outer, inner
             factored.append(stem)
         else:
@@ -130,16 +190,21 @@ def _like(weight: object, factor: Tensor) -> Tensor:
     return factor.to(weight) if isinstance(weight, Tensor) else factor
 
 
-def _check_product(stem: str, weight: object, outer: Tensor, inner: Tensor) -> None:
-    ranks = outer.shape[1], inner.shape[0]
-    # A grouped convolution has that many rows of factor_in in every group.
-    if ranks[1] % max(1, ranks[0]) or (inner.ndim == 2 and ranks[0] != ranks[1]):
+def _check_ranks(stem: str, module: nn.Module | None, outer: Tensor, inner: Tensor) -> None:
+    ranks = [side.shape[k] if side.ndim > k else 0 for side, k in ((outer, 1), (inner, 0))]
+    # A convolution has that many rows of factor_in in every group, or in all where its kernel was
+    # factored as a whole.
+    groups = module.groups if isinstance(module, nn.Conv2d | FactoredConv2d) else 1
+    if ranks[1] not in (ranks[0], ranks[0] * groups) or math.prod(outer.shape[2:]) != 1:
         raise InvalidInputError(
             f"the factors of {stem!r} have ranks {ranks[0]} and {ranks[1]}",
             code="checkpoint_mismatch",
             fix="take both from the same file",
             tensor=f"{stem}{PAIR[0]}",
         )
+
+
+def _check_product(stem: str, weight: object, outer: Tensor, inner: Tensor) -> None:
     shape = (outer.shape[0], *inner.shape[1:])
     if isinstance(weight, Tensor) and tuple(weight.shape) != shape:
         raise InvalidInputError(
@@ -163,11 +228,11 @@ def _factored(module: nn.Module, outer: Tensor, inner: Tensor) -> nn.Module | No
     return None  # among others a grouped convolution whose kernel was factored as a whole
 
 
-def _place_triples(model: nn.Module, tensors: Mapping[str, Tensor]) -> list[str]:
+def _place_triples(swaps: _Swaps, tensors: Mapping[str, Tensor]) -> list[str]:
     placed = []
     for stem in _stems(tensors, TRIPLE):
         parent = stem.rpartition(".")[0]
-        modules = dict(model.named_modules(remove_duplicate=False))
+        modules = dict(swaps.model.named_modules(remove_duplicate=False))
         module, owner = modules.get(stem), modules.get(parent)
         new: nn.Module | None = None
         if isinstance(owner, nn.MultiheadAttention):
@@ -181,9 +246,8 @@ def _place_triples(model: nn.Module, tensors: Mapping[str, Tensor]) -> list[str]
             new, stem_of_new = _empty_linear(as_linear(module)), stem
             new.transposed = is_transposed_linear(module)
         if new is not None and module is not None:
-            replace_module(model, stem_of_new, new.train(module.training))
+            swaps.put(stem_of_new, module, new)
         placed.append(stem)
-    take_ordinary_path(model)
     return placed
 
 

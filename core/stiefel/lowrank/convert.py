@@ -62,7 +62,7 @@ def to_low_rank(
         exclude: patterns that override ``include``.
         keep_last: leave the last convertible layer, the head, as it is.
         dense: swap the layers but keep the whole weights for a dense warm-up; what ends it
-            chooses the ranks, so that ``rank`` only says which layers.
+            chooses the ranks: of ``rank`` only the names of a mapping count then.
         keep_norm: rescale S to the norm of the weight; for freshly drawn weights.
         evaluation: see :class:`LowRankLinear`.
 
@@ -202,11 +202,11 @@ def _rank_for(name: str, module: nn.Module, rank: RankChoice, dense: bool) -> in
             fix="repair or exclude the layer before factorising it",
         )
     limit = min(min(matrix.shape[-2:]) for matrix in matrices)
+    if isinstance(rank, Mapping) and name not in rank:
+        return "no rank is given for it"
     if dense:
         return limit
     if isinstance(rank, Mapping):
-        if name not in rank:
-            return "no rank is given for it"
         wanted = rank[name]
     elif isinstance(rank, RankRule):
         if not all(bool(matrix.any()) for matrix in matrices):

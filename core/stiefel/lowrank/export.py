@@ -184,10 +184,10 @@ def _inputs(
     """What each layer receives when the model sees the example."""
     seen: dict[str, Tensor] = {}
 
-    def watch(name: str) -> Callable[[nn.Module, tuple[Any, ...]], None]:
-        return lambda _, args: seen.__setitem__(name, args[0])
+    def watch(name: str) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], None]:
+        return lambda _, args, named: seen.__setitem__(name, (*args, *named.values())[0])
 
-    hooks = [layer.register_forward_pre_hook(watch(name)) for name, layer in layers]
+    hooks = [layer.register_forward_pre_hook(watch(n), with_kwargs=True) for n, layer in layers]
     modes = {module: module.training for module in model.modules()}
     try:
         call(model.eval(), example)

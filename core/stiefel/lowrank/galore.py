@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from stiefel.errors import InvalidInputError
+from stiefel.lowrank.initial import is_whole
 from stiefel.lowrank.truncation import RankRule, kept_rank
 
 
@@ -56,14 +57,6 @@ class GaLoreAdamW(torch.optim.Optimizer):
         weight_decay: float = 0.0,
         scale: float = 1.0,
     ) -> None:
-        if not lr >= 0 or not all(0 <= beta < 1 for beta in betas):
-            raise InvalidInputError(f"lr={lr}, betas={betas}", fix="lr >= 0, betas in [0, 1)")
-        if rank < 1 or period < 1 or (energy is not None and not 0 < energy <= 1):
-            raise InvalidInputError(
-                f"rank={rank}, period={period}, energy={energy}",
-                code="bad_subspace",
-                fix="rank >= 1, period >= 1, 0 < energy <= 1",
-            )
         defaults = {
             "rank": rank,
             "period": period,
@@ -77,16 +70,13 @@ class GaLoreAdamW(torch.optim.Optimizer):
         super().__init__(params, defaults)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Add a group; complex parameters are refused."""
+        """Add a group; options that cannot work and complex parameters are refused."""
         super().add_param_group(param_group)
-        for parameter in self.param_groups[-1]["params"]:
-            if parameter.is_complex():
-                self.param_groups.pop()
-                raise InvalidInputError(
-                    f"a complex parameter {tuple(parameter.shape)}",
-                    code="complex_parameter",
-                    fix="give complex parameters to torch.optim.AdamW",
-                )
+        try:
+            _check_group(self.param_groups[-1])
+        except InvalidInputError:
+            self.param_groups.pop()
+            raise
 
     def skipped_steps(self) -> int:
         """Return how many updates were left out because a gradient was not finite."""
@@ -111,7 +101,7 @@ class GaLoreAdamW(torch.optim.Optimizer):
                     continue
                 if parameter.grad.is_sparse:
                     raise InvalidInputError(
-                        "GaLoreAdamW takes no sparse gradients",
+                        "GaLoreAdamW does not support sparse gradients",
                         code="sparse_gradient",
                         fix="leave the embedding to torch.optim.SparseAdam, or give sparse=False",
                     )
@@ -128,9 +118,11 @@ class GaLoreAdamW(torch.optim.Optimizer):
         if projected:
             grad = grad if wide else grad.T
             if state.get("step", 0) % group["period"] == 0 or state.get("due", False):
-                _renew(state, grad, group)
-                # A gradient of zeros, as behind a layer that starts at zero, has no directions.
+                # A gradient of zeros, as behind a layer that starts at zero, has no directions:
+                # the subspace is due until one comes, and moments stay in the one they have.
                 state["due"] = not bool(grad.any())
+                if "basis" not in state or not state["due"]:
+                    _renew(state, grad, group)
             grad = state["basis"].T @ grad
         if "exp_avg" not in state:
             state.update(exp_avg=torch.zeros_like(grad), exp_avg_sq=torch.zeros_like(grad))
@@ -141,6 +133,32 @@ class GaLoreAdamW(torch.optim.Optimizer):
             update = update if wide else update.T
         parameter.mul_(1 - group["lr"] * group["weight_decay"])
         parameter.add_(update, alpha=-group["lr"])
+
+
+def _check_group(group: dict[str, Any]) -> None:
+    """Raise on options that cannot work and on complex parameters."""
+    lr, betas, energy = group["lr"], group["betas"], group["energy"]
+    if not lr >= 0 or not all(0 <= beta < 1 for beta in betas):
+        raise InvalidInputError(f"lr={lr}, betas={betas}", fix="lr >= 0, betas in [0, 1)")
+    for name in ("rank", "period"):
+        if not is_whole(group[name]) or group[name] < 1:
+            raise InvalidInputError(
+                f"{name}={group[name]!r}",
+                code="bad_subspace",
+                fix="give a whole number of at least 1",
+            )
+    if energy is not None and not 0 < energy <= 1:
+        raise InvalidInputError(f"energy={energy}", code="bad_subspace", fix="0 < energy <= 1")
+    for name in ("eps", "weight_decay"):
+        if not group[name] >= 0:
+            raise InvalidInputError(f"{name}={group[name]}", fix="give at least 0")
+    for parameter in group["params"]:
+        if parameter.is_complex():
+            raise InvalidInputError(
+                f"a complex parameter {tuple(parameter.shape)}",
+                code="complex_parameter",
+                fix="give complex parameters to torch.optim.AdamW",
+            )
 
 
 def _adam(state: dict[str, Any], grad: Tensor, group: dict[str, Any]) -> Tensor:

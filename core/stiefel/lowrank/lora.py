@@ -50,8 +50,8 @@ def split_pissa(model: nn.Module, names: Sequence[str], rank: int) -> Adapter:
     A: dict[str, Tensor] = {}
     B: dict[str, Tensor] = {}
     layers = {name: _linear_layer(model, name) for name in names}
-    for layer in layers.values():
-        check_rank(rank, layer.out_features, layer.in_features)
+    for name, layer in layers.items():
+        check_rank(rank, layer.out_features, layer.in_features, name)
     for name, layer in layers.items():
         factors = spectral_factors(layer.weight.float(), rank)
         out, into = balanced(factors.left, factors.core, factors.right)
@@ -70,6 +70,13 @@ def _linear_layer(model: nn.Module, name: str) -> nn.Linear:
             code="unsupported_layer",
             tensor=name,
             fix="name linear layers only",
+        )
+    if not bool(layer.weight.isfinite().all()):
+        raise InvalidInputError(
+            f"the weight of {name!r} holds NaN or infinity",
+            code="non_finite_weights",
+            tensor=name,
+            fix="repair it or leave the layer out",
         )
     users = _users(model, layer.weight)
     if len(users) > 1:

@@ -11,19 +11,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from stiefel.break_even import break_even_rank
 from stiefel.calling import call
 from stiefel.conv1d import is_transposed_linear
 from stiefel.errors import InvalidInputError
-from stiefel.projection.rank_rules import ranks_for_budget
-from stiefel.projection.whitening import (
-    Root,
-    SecondMoment,
-    Whitened,
-    factorize_whitened,
-    moment_root,
-    whitened_values,
-)
+from stiefel.projection.model_ranks import centring, matrix_of, ranks_within, roots_of
+from stiefel.projection.whitening import SecondMoment, Whitened, factorize_whitened
 
 
 class Compressed(NamedTuple):
@@ -44,13 +36,21 @@ def collect_moments(
         names: linear layers and ungrouped 2-d convolutions, whose rows are their patches.
         batches: each a tensor, a tuple of arguments, or a mapping of keywords.
 
+    Raises:
+        InvalidInputError: a convolution of another kind, or a layer that no batch reaches.
+
     Layers that always receive the very same tensors, such as q, k and v, share one moment.
 
     Cost: one pass over the data and 2 m^2 flops per row and distinct input, in float64.
     """
     modules = {name: model.get_submodule(name) for name in names}
+    for name, module in modules.items():
+        _check_kind(module, name)
     gathering = _Gathering(modules)
-    hooks = [m.register_forward_pre_hook(gathering.hook(n)) for n, m in modules.items()]
+    hooks = [
+        module.register_forward_pre_hook(gathering.hook(name), with_kwargs=True)
+        for name, module in modules.items()
+    ]
     try:
         with torch.no_grad():
             for batch in batches:
@@ -81,9 +81,9 @@ class _Gathering:
         self._tensors: list[tuple[Tensor, int]] = []  # of this batch, with their versions
         self._earlier = 0
 
-    def hook(self, name: str) -> Callable[[nn.Module, tuple[Any, ...]], None]:
+    def hook(self, name: str) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], None]:
         """What the layer calls with its arguments."""
-        return lambda _, args: self._receive(name, args[0])
+        return lambda _, args, named: self._receive(name, received(args, named))
 
     def forget_tensors(self) -> None:
         """The batch is over."""
@@ -118,6 +118,12 @@ class _Gathering:
 
     def _node(self, *key: Any) -> int:
         return self._nodes.setdefault(key, len(self._nodes))
+
+
+def received(args: tuple[Any, ...], named: Mapping[str, Any]) -> Tensor:
+    """The tensor that a layer is called with, by position or by name."""
+    x: Tensor = (*args, *named.values())[0]
+    return x
 
 
 def _patches(module: nn.Module) -> tuple[Any, ...]:
@@ -164,11 +170,12 @@ def factorize_model(
         correct_bias: see :func:`factorize_whitened`; layers without bias are not centred.
 
     Raises:
-        InvalidInputError: both or neither of ``budget`` and ``ranks``.
+        InvalidInputError: both or neither of ``budget`` and ``ranks``, a budget too small for
+            rank 1 everywhere, or a rank that is missing, unasked for or out of range.
     """
     ranks = ranks_within(model, moments, budget, ranks, correct_bias=correct_bias)
-    centre = _centring(model, moments, correct_bias)
-    roots = _roots(moments, centre)
+    centre = centring(model, moments, correct_bias)
+    roots = roots_of(moments, centre)
     tensors = {name: value.clone() for name, value in model.state_dict().items()}
     layers = {}
     kept = tuple(name for name in moments if name not in ranks)
@@ -186,88 +193,30 @@ def factorize_model(
     return Compressed(tensors, layers, kept)
 
 
-def ranks_within(
-    model: nn.Module,
-    moments: Mapping[str, SecondMoment],
-    budget: int | None,
-    ranks: Mapping[str, int] | None,
-    *,
-    correct_bias: bool,
-) -> Mapping[str, int]:
-    """The given ranks, or those that the greedy rule makes of the budget, less the full ones."""
-    if (budget is None) == (ranks is None):
-        raise InvalidInputError("give either budget or ranks", code="bad_budget")
-    if ranks is not None:
-        if wrong := sorted(ranks.keys() ^ moments.keys()):
-            what = "no rank" if wrong[0] in moments else "no moment"
-            raise InvalidInputError(
-                f"there is {what} for {wrong[0]!r}",
-                code="rank_mismatch",
-                tensor=wrong[0],
-                fix="give ranks for exactly the layers whose moments were collected",
-            )
-        return {name: ranks[name] for name in moments}
-    assert budget is not None
-    roots = _roots(moments, _centring(model, moments, correct_bias))
-    weights = {name: matrix_of(model.get_submodule(name)) for name in moments}
-    spectra = {n: whitened_values(w, roots[n]).tolist() for n, w in weights.items()}
-    shapes = {name: (w.shape[0], w.shape[1]) for name, w in weights.items()}
-    least = sum(n + m for n, m in shapes.values())
-    if budget < least:
+def _check_kind(module: nn.Module, name: str = "") -> None:
+    """Raise where the rows that the weight multiplies are not known."""
+    if not isinstance(module, nn.Conv2d):
+        return
+    if module.groups != 1 or isinstance(module.padding, str) or module.padding_mode != "zeros":
         raise InvalidInputError(
-            f"a budget of {budget} is less than the {least} numbers that rank 1 needs everywhere",
-            code="bad_budget",
-            field="/budget",
-            fix=f"give at least {least}, or moments of fewer layers",
+            "only ungrouped convolutions with zero padding in numbers are calibrated"
+            + (f", not {name!r}" if name else ""),
+            code="unsupported_layer",
+            tensor=name or None,
+            fix="exclude the layer",
         )
-    spread = ranks_for_budget(spectra, shapes, budget)
-    return {n: rank for n, rank in spread.items() if rank <= break_even_rank(*shapes[n])}
 
 
 def input_rows(module: nn.Module, x: Tensor) -> Tensor:
     """The rows that the layer's weight matrix multiplies: inputs, or patches of a convolution."""
+    _check_kind(module)
     if not isinstance(module, nn.Conv2d):
         return x
-    if module.groups != 1 or isinstance(module.padding, str) or module.padding_mode != "zeros":
-        raise InvalidInputError(
-            "only ungrouped convolutions with zero padding are calibrated",
-            code="unsupported_layer",
-            fix="exclude the layer",
-        )
+    assert not isinstance(module.padding, str)
     patches = functional.unfold(
         x, module.kernel_size, module.dilation, module.padding, module.stride
     )
     return patches.mT
-
-
-def _centring(
-    model: nn.Module, moments: Mapping[str, SecondMoment], correct_bias: bool
-) -> dict[str, bool]:
-    """Layers whose bias can take up a change of the mean."""
-    return {
-        name: correct_bias and getattr(model.get_submodule(name), "bias", None) is not None
-        for name in moments
-    }
-
-
-def _roots(moments: Mapping[str, SecondMoment], centre: Mapping[str, bool]) -> dict[str, Root]:
-    """One factorisation per distinct moment and centring."""
-    known: dict[tuple[int, bool], Root] = {}
-    roots = {}
-    for name, moment in moments.items():
-        key = id(moment), centre[name]
-        if key not in known:
-            known[key] = moment_root(moment.centred() if centre[name] else moment.matrix)
-        roots[name] = known[key]
-    return roots
-
-
-def matrix_of(module: nn.Module) -> Tensor:
-    """The layer's weight as ``(n, m)``."""
-    weight = module.weight
-    assert isinstance(weight, Tensor)
-    matrix = weight.detach().reshape(weight.shape[0], -1)
-    return matrix.mT if is_transposed_linear(module) else matrix
 
 
 def store(tensors: dict[str, Tensor], name: str, module: nn.Module, result: Whitened) -> None:

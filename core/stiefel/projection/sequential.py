@@ -19,13 +19,8 @@ from stiefel.calling import call
 from stiefel.conv1d import is_transposed_linear
 from stiefel.errors import InvalidInputError
 from stiefel.linalg.truncated_svd import Svd, widened
-from stiefel.projection.calibration import (
-    Compressed,
-    input_rows,
-    matrix_of,
-    ranks_within,
-    store,
-)
+from stiefel.projection.calibration import Compressed, input_rows, received, store
+from stiefel.projection.model_ranks import matrix_of, ranks_within
 from stiefel.projection.whitening import SecondMoment, Whitened, moment_root, unwhitened_factors
 
 
@@ -142,14 +137,17 @@ def _groups(model: nn.Module, names: list[str], batches: Sequence[Any]) -> list[
     """Layers by order of their first call; those that receive one tensor stand together."""
     seen: list[_Seen] = []
 
-    def watch(name: str) -> Callable[[nn.Module, tuple[Any, ...]], None]:
-        def hook(_: nn.Module, args: tuple[Any, ...]) -> None:
+    def watch(name: str) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], None]:
+        def hook(_: nn.Module, args: tuple[Any, ...], named: dict[str, Any]) -> None:
             if all(name != other.name for other in seen):
-                seen.append(_Seen(name, args[0]))
+                seen.append(_Seen(name, received(args, named)))
 
         return hook
 
-    hooks = [model.get_submodule(name).register_forward_pre_hook(watch(name)) for name in names]
+    hooks = [
+        model.get_submodule(name).register_forward_pre_hook(watch(name), with_kwargs=True)
+        for name in names
+    ]
     try:
         with torch.no_grad():
             for batch in batches:
@@ -195,11 +193,11 @@ def _inputs(model: nn.Module, name: str, batch: Any) -> Tensor | None:
     module = model.get_submodule(name)
     found: list[Tensor] = []
 
-    def hook(_: nn.Module, args: tuple[Any, ...]) -> None:
-        found.append(input_rows(module, args[0]))
+    def hook(_: nn.Module, args: tuple[Any, ...], named: dict[str, Any]) -> None:
+        found.append(input_rows(module, received(args, named)))
         raise _Reached
 
-    handle = module.register_forward_pre_hook(hook)
+    handle = module.register_forward_pre_hook(hook, with_kwargs=True)
     try:
         call(model, batch)
     except _Reached:

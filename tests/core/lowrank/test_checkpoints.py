@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from stiefel.errors import InvalidInputError
-from stiefel.lowrank import load_factored, to_low_rank
+from stiefel.lowrank import export, load_factored, to_low_rank
 
 transformers = pytest.importorskip("transformers")
 
@@ -62,3 +62,96 @@ def test_factors_of_two_ranks_are_refused_by_name(rank):
     with pytest.raises(InvalidInputError, match=f"'0' have ranks 4 and {rank}"):
         load_factored(net, factors)
     assert isinstance(net[0], nn.Linear)
+
+
+@pytest.mark.parametrize("rows", [6, 12])
+def test_factors_of_a_grouped_convolution_have_one_rank_in_every_group(rows):
+    """With two groups, rank 4 has 8 rows, or 4 where the kernel was factored as a whole."""
+    factors = {"0.factor_out": torch.zeros(16, 4, 1, 1), "0.factor_in": torch.zeros(rows, 4, 3, 3)}
+    net = nn.Sequential(nn.Conv2d(8, 16, 3, groups=2, bias=False))
+    with pytest.raises(InvalidInputError, match=f"'0' have ranks 4 and {rows}"):
+        load_factored(net, factors)
+
+
+def test_experts_that_hugging_face_merges_are_named_with_the_remedy(tmp_path):
+    config = transformers.MixtralConfig(
+        hidden_size=16,
+        intermediate_size=24,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        num_local_experts=2,
+        vocab_size=32,
+    )
+    model = transformers.MixtralForCausalLM(config)
+    model.save_pretrained(tmp_path)
+    fresh = transformers.MixtralForCausalLM(config)
+    with pytest.raises(InvalidInputError, match="experts") as caught:
+        load_factored(fresh, tmp_path / "model.safetensors")
+    assert "model.state_dict()" in str(caught.value.fix)
+
+
+class Mixed(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(4, 6, 3), nn.BatchNorm2d(6)
+        self.attend = nn.MultiheadAttention(8, 2, batch_first=True)
+        layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+        self.encoder = nn.TransformerEncoder(layer, 1)
+        self.wide, self.head = nn.Linear(8, 24), nn.Linear(24, 8, bias=False)
+        self.again = self.wide
+        self.lazy = nn.LazyLinear(3)
+
+
+def broken(tensors, kind):
+    if kind == "missing":
+        del tensors["norm.running_mean"]
+    elif kind == "unexpected":
+        tensors["other.weight"] = torch.zeros(2)
+    elif kind == "shape":
+        tensors["norm.bias"] = torch.zeros(5)
+    elif "wide.U" in tensors:
+        tensors["wide.U"] = torch.zeros(23, 2)
+    else:
+        tensors["wide.factor_out"] = torch.zeros(24, 5)
+    return tensors
+
+
+@pytest.mark.parametrize("form", ["trained", "factored"])
+@pytest.mark.parametrize("kind", ["missing", "unexpected", "shape", "factors"])
+def test_a_file_that_does_not_fit_changes_nothing(form, kind):
+    saved = to_low_rank(Mixed(), 2).model
+    if form == "factored":
+        export(saved, form="factored")
+    model = Mixed().eval()
+    modules = dict(model.named_modules(remove_duplicate=False))
+    own = model.state_dict(keep_vars=True)
+    before = {name: value.clone() for name, value in own.items() if not name.startswith("lazy")}
+    hooked = []
+    model.wide.register_forward_hook(lambda *_: hooked.append(1))
+    with pytest.raises(InvalidInputError):
+        load_factored(model, broken(saved.state_dict(), kind))
+    assert dict(model.named_modules(remove_duplicate=False)) == modules
+    assert model.encoder.use_nested_tensor
+    after = model.state_dict(keep_vars=True)
+    assert all(after[name] is value for name, value in own.items())
+    assert all(torch.equal(after[name], value) for name, value in before.items())
+    model.wide(torch.zeros(1, 8))
+    assert hooked == [1]
+
+
+@pytest.mark.parametrize("form", ["trained", "factored"])
+def test_a_file_that_fits_loads_whole(form):
+    saved = to_low_rank(Mixed(), 2).model
+    saved.lazy(torch.zeros(1, 7))
+    saved.norm.running_mean.fill_(3)
+    if form == "factored":
+        export(saved, form="factored")
+    model = load_factored(Mixed(), saved.state_dict()).model
+    assert model.wide is model.again
+    assert not model.encoder.use_nested_tensor
+    for name, value in saved.state_dict().items():
+        if name in model.state_dict():  # projections of attention have names of their own
+            assert torch.equal(model.state_dict()[name], value)
+    assert float(model.norm.running_mean[0]) == 3
+    assert model.lazy.weight.shape == (3, 7)

@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from stiefel.errors import InvalidInputError
-from stiefel.lowrank import FactoredLinear, LowRankLinear, export, merge, to_low_rank
+from stiefel.lowrank import (
+    FactoredLinear,
+    GaLoreAdamW,
+    LowRankLinear,
+    export,
+    merge,
+    save_adapter,
+    split_pissa,
+    to_low_rank,
+)
 
 
 def network():
@@ -75,6 +86,25 @@ def test_numbers_of_numpy_are_ranks():
     assert to_low_rank(net, np.int64(4)).ranks["0"] == 4
 
 
+def test_a_dense_warm_up_takes_the_names_of_a_mapping():
+    made = to_low_rank(network(), {"0": 3}, dense=True)
+    assert made.ranks == {"0": 20}
+    assert ("2", "no rank is given for it") in made.skipped
+
+
+def test_an_example_may_reach_a_layer_by_keyword():
+    class Named(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = LowRankLinear(24, 20, 3)
+
+        def forward(self, pixels):
+            return self.layer(x=pixels)
+
+    report = export(Named(), example=torch.randn(6, 24))
+    assert report[0].merged_ms is not None
+
+
 def test_forms_and_evaluations_have_names():
     net = network()
     with pytest.raises(InvalidInputError, match="Merged"):
@@ -103,3 +133,82 @@ def test_an_encoder_in_eval_mode_stays_in_factors(monkeypatch):
         looked.clear()
         torch.testing.assert_close(plain(x), expected, atol=1e-5, rtol=1e-5)
     assert not looked
+
+
+class Ends(nn.Module):
+    """Two layers whose names end alike."""
+
+    def __init__(self):
+        super().__init__()
+        self.fc, self.sub = nn.Linear(8, 8), nn.ModuleDict({"fc": nn.Linear(8, 8)})
+
+    def forward(self, x):
+        return self.sub["fc"](torch.tanh(self.fc(x)))
+
+
+def test_peft_wraps_the_layers_that_were_split_and_no_other(tmp_path):
+    peft = pytest.importorskip("peft")
+    net, x = Ends().eval(), torch.randn(3, 8)
+    before = net(x).detach()
+    save_adapter(split_pissa(net, ["fc"], 2), tmp_path)
+    assert json.loads((tmp_path / "adapter_config.json").read_text())["target_modules"] == "fc"
+    loaded = peft.PeftModel.from_pretrained(net, tmp_path).eval()
+    torch.testing.assert_close(loaded(x), before, atol=1e-5, rtol=1e-5)
+    assert type(net.sub["fc"]) is nn.Linear
+    assert type(net.fc) is not nn.Linear
+
+
+@pytest.mark.parametrize("rank", [9, 2.0])
+def test_a_layer_that_cannot_be_split_is_named(rank):
+    with pytest.raises(InvalidInputError, match=r"'sub\.fc'") as caught:
+        split_pissa(Ends(), ["sub.fc"], rank)
+    assert caught.value.tensor == "sub.fc"
+    net = Ends()
+    with torch.no_grad():
+        net.fc.weight[0, 0] = torch.nan
+    with pytest.raises(InvalidInputError, match="'fc' holds NaN"):
+        split_pissa(net, ["fc"], 2)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"rank": 0},
+        {"rank": 2.5},
+        {"period": 0},
+        {"energy": 0.0},
+        {"eps": -1e-8},
+        {"weight_decay": -0.1},
+        {"lr": -1.0},
+        {"betas": (0.9, 1.0)},
+    ],
+)
+def test_a_group_of_parameters_cannot_have_options_that_do_not_work(wrong):
+    first, second = nn.Linear(8, 8), nn.Linear(8, 8)
+    optimizer = GaLoreAdamW(first.parameters(), rank=4)
+    with pytest.raises(InvalidInputError, match=next(iter(wrong))):
+        optimizer.add_param_group({"params": second.parameters(), **wrong})
+    assert len(optimizer.param_groups) == 1
+    with pytest.raises(InvalidInputError):
+        GaLoreAdamW([{"params": first.parameters(), **wrong}])
+
+
+def test_a_renewal_that_falls_on_zeros_waits_and_keeps_the_moments(generator):
+    weight = nn.Parameter(torch.randn(12, 20, generator=generator))
+    optimizer = GaLoreAdamW([weight], rank=3, period=2)
+    gradients = [torch.randn(12, 20, generator=generator) for _ in range(3)]
+    bases = []
+    for gradient in (gradients[0], gradients[1], torch.zeros(12, 20), gradients[2]):
+        weight.grad = gradient
+        optimizer.step()
+        bases.append(optimizer.state[weight]["basis"].clone())
+    assert torch.equal(bases[2], bases[0])
+    held, whole = (bases[3].T @ gradients[2]).norm(), torch.linalg.svdvals(gradients[2])[:3].norm()
+    torch.testing.assert_close(held, whole)
+
+
+def test_a_sparse_gradient_is_refused_in_the_words_of_torch():
+    net = nn.Embedding(30, 20, sparse=True)
+    net(torch.tensor([1, 2])).sum().backward()
+    with pytest.raises(InvalidInputError, match="does not support sparse gradients"):
+        GaLoreAdamW(net.parameters(), rank=4).step()
