@@ -5,12 +5,11 @@ from __future__ import annotations
 import pytest
 import safetensors.torch
 import torch
+import transformers
 from torch import nn
 
 from stiefel.errors import InvalidInputError
 from stiefel.lowrank import export, load_factored, to_low_rank
-
-transformers = pytest.importorskip("transformers")
 
 
 def vit():

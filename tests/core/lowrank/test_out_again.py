@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-
 import numpy as np
 import pytest
 import torch
@@ -16,7 +14,6 @@ from stiefel.lowrank import (
     LowRankLinear,
     export,
     merge,
-    save_adapter,
     split_pissa,
     to_low_rank,
 )
@@ -144,18 +141,6 @@ class Ends(nn.Module):
 
     def forward(self, x):
         return self.sub["fc"](torch.tanh(self.fc(x)))
-
-
-def test_peft_wraps_the_layers_that_were_split_and_no_other(tmp_path):
-    peft = pytest.importorskip("peft")
-    net, x = Ends().eval(), torch.randn(3, 8)
-    before = net(x).detach()
-    save_adapter(split_pissa(net, ["fc"], 2), tmp_path)
-    assert json.loads((tmp_path / "adapter_config.json").read_text())["target_modules"] == "fc"
-    loaded = peft.PeftModel.from_pretrained(net, tmp_path).eval()
-    torch.testing.assert_close(loaded(x), before, atol=1e-5, rtol=1e-5)
-    assert type(net.sub["fc"]) is nn.Linear
-    assert type(net.fc) is not nn.Linear
 
 
 @pytest.mark.parametrize("rank", [9, 2.0])
