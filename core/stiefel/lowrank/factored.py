@@ -11,8 +11,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from stiefel.lowrank.lazy import lazy_product
-
 
 class FactoredLinear(nn.Module):
     """Y = X factor_in^T factor_out^T + b.
@@ -43,9 +41,8 @@ class FactoredLinear(nn.Module):
 
     @property
     def weight(self) -> Tensor:
-        """The dense weight, multiplied out when used; for code that inspects it."""
-        shape = (self.factor_out.shape[0], self.factor_in.shape[1])
-        return lazy_product(torch.matmul, shape, self.factor_out, self.factor_in)
+        """The dense weight, computed anew; for code that inspects it."""
+        return self.factor_out @ self.factor_in
 
     def forward(self, x: Tensor) -> Tensor:
         """Map ``(..., m)`` to ``(..., n)``."""
@@ -111,14 +108,10 @@ class FactoredConv2d(nn.Module):
 
     @property
     def weight(self) -> Tensor:
-        """The dense kernel, multiplied out when used; for code that inspects it."""
-        shape, groups = (self.out_channels, *self.factor_in.shape[1:]), self.groups
-
-        def multiplied(factor_out: Tensor, factor_in: Tensor) -> Tensor:
-            left = factor_out.reshape(groups, -1, factor_out.shape[1])
-            return (left @ factor_in.reshape(groups, left.shape[-1], -1)).reshape(shape)
-
-        return lazy_product(multiplied, shape, self.factor_out, self.factor_in)
+        """The dense kernel, computed anew; for code that inspects it."""
+        left = self.factor_out.reshape(self.groups, -1, self.factor_out.shape[1])
+        right = self.factor_in.reshape(self.groups, left.shape[-1], -1)
+        return (left @ right).reshape(self.out_channels, *self.factor_in.shape[1:])
 
     def forward(self, x: Tensor) -> Tensor:
         """Map ``(B, C_in, H, W)`` to the output of the convolution."""

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 
 from stiefel.errors import InvalidInputError
-from stiefel.lowrank.lazy import lazy_product
 from stiefel.lowrank.product import Tape
 from stiefel.lowrank.steps import Factors
 
@@ -61,17 +60,12 @@ class LowRankLayer(nn.Module):
 
     @property
     def weight(self) -> Tensor:
-        """The dense weight in the original layer's shape, multiplied out when used: n m r flops.
+        """The dense weight in the original layer's shape, computed anew: n m r flops.
 
-        For exports and for code that inspects ``weight``; a training step never asks for it, and
-        a look at its dtype, shape or device costs nothing (:func:`lazy_product`).
+        For exports and for code that inspects ``weight``; a training step never asks for it.
         """
-        shape = self.weight_shape()
-        if self.is_dense:
-            return self.S.reshape(shape)
-        return lazy_product(
-            lambda U, S, V: (U @ S @ V.mT).reshape(shape), shape, self.U, self.S, self.V
-        )
+        matrix = self.S if self.is_dense else self.U @ self.S @ self.V.mT
+        return matrix.reshape(self.weight_shape())
 
     def weight_shape(self) -> tuple[int, ...]:
         """Shape of the dense layer's weight."""
@@ -153,18 +147,13 @@ def compute_copies(layer: LowRankLayer, x: Tensor) -> tuple[Tensor, Factors, Ten
     """Return input, factors and bias in the dtype of the computation.
 
     Under autocast the float32 masters are rounded to copies; gradients come back to the masters.
-    What is float64 stays so, as torch has it.
     """
     factors, bias = Factors(layer.U, layer.S, layer.V), layer.bias
     if not torch.is_autocast_enabled(x.device.type):
         return x, factors, bias
     dtype = torch.get_autocast_dtype(x.device.type)
-    copies = Factors(*(_rounded(part, dtype) for part in factors))
-    return _rounded(x, dtype), copies, None if bias is None else _rounded(bias, dtype)
-
-
-def _rounded(part: Tensor, dtype: torch.dtype) -> Tensor:
-    return part if part.dtype == torch.float64 else part.to(dtype)
+    copies = Factors(*(part.to(dtype) for part in factors))
+    return x.to(dtype), copies, None if bias is None else bias.to(dtype)
 
 
 def recording(layer: LowRankLayer) -> Tape | None:
