@@ -165,6 +165,8 @@ def contestants(width: int, rank: int, args: argparse.Namespace) -> dict[str, St
         "variant A, p=5, parallel": ours(width, rank, variant="parallel"),
         "variant E (p=1)": ours(width, rank, phase=1),
         "OIALR": our_cores(width, rank),
+        # What a step costs at any rank: activations, last layer, loss, the optimizer's calls.
+        "OIALR, rank 1": our_cores(width, 1),
     }
     if args.dlrt:
         rows["authors' DLRT, adaptive"] = authors_dlrt(args.dlrt, width, rank)

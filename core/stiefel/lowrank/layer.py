@@ -147,13 +147,18 @@ def compute_copies(layer: LowRankLayer, x: Tensor) -> tuple[Tensor, Factors, Ten
     """Return input, factors and bias in the dtype of the computation.
 
     Under autocast the float32 masters are rounded to copies; gradients come back to the masters.
+    What is float64 stays so, as torch has it.
     """
     factors, bias = Factors(layer.U, layer.S, layer.V), layer.bias
     if not torch.is_autocast_enabled(x.device.type):
         return x, factors, bias
     dtype = torch.get_autocast_dtype(x.device.type)
-    copies = Factors(*(part.to(dtype) for part in factors))
-    return x.to(dtype), copies, None if bias is None else bias.to(dtype)
+    copies = Factors(*(_rounded(part, dtype) for part in factors))
+    return _rounded(x, dtype), copies, None if bias is None else _rounded(bias, dtype)
+
+
+def _rounded(part: Tensor, dtype: torch.dtype) -> Tensor:
+    return part if part.dtype == torch.float64 else part.to(dtype)
 
 
 def recording(layer: LowRankLayer) -> Tape | None:

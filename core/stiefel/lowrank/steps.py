@@ -95,12 +95,16 @@ def scale_since(
     Returns:
         a scalar, 1 where nothing can be told.
     """
-    whole, now = (left.mT @ grad_k).double(), grad_s.double()
+    whole, now = left.mT @ grad_k, grad_s
+    on_cpu = now.device.type == "cpu"  # nothing to wait for there
+    if on_cpu and float(torch.dist(whole, now)) < 0.01 * float(torch.linalg.vector_norm(now)):
+        return 1.0  # the rule; what follows are a dozen small operations
+    whole, now = whole.double(), now.double()
     inner, square = (whole * now).sum(), whole.square().sum()
     scale = inner / square
     parallel = inner * inner / (square * now.square().sum())  # the squared cosine
     least = 1 - (1e-2 if rounded else 1e-3) ** 2
-    if scale.device.type == "cpu":  # nothing to wait for, and several small operations less
+    if on_cpu:
         value = float(scale)
         clear = value > 0 and abs(value - 1) > 0.01 and float(parallel) > least
         return value if clear else 1.0

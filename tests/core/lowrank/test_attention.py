@@ -90,3 +90,11 @@ def test_what_was_frozen_stays_frozen_when_dense_again(pair):
     assert not dense.in_proj_weight.requires_grad
     assert not dense.in_proj_bias.requires_grad
     assert dense.out_proj.weight.requires_grad
+
+
+@pytest.mark.parametrize("need_weights", [True, False])
+def test_double_precision_stays_so_under_autocast(pair, need_weights):
+    x = torch.randn(2, 5, 16, dtype=torch.float64)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        got, wanted = (layer(x, x, x, need_weights=need_weights)[0] for layer in pair)
+    torch.testing.assert_close(got, wanted)
