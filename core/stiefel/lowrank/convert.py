@@ -17,9 +17,9 @@ from stiefel.conv1d import as_linear, is_transposed_linear
 from stiefel.errors import InvalidInputError
 from stiefel.lowrank.attention import LowRankMultiheadAttention, dense_projections, why_not
 from stiefel.lowrank.convolution import LowRankConv2d, kernel_matrix
-from stiefel.lowrank.initial import check_rank, is_whole
 from stiefel.lowrank.linear import Evaluation, LowRankLinear
 from stiefel.lowrank.truncation import RankRule, kept_rank
+from stiefel.rank_bounds import check_rank, is_whole
 from stiefel.replacing import replace_module
 
 RankChoice = int | Mapping[str, int] | RankRule | None

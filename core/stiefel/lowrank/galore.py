@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from stiefel.errors import InvalidInputError
-from stiefel.lowrank.initial import is_whole
 from stiefel.lowrank.truncation import RankRule, kept_rank
+from stiefel.rank_bounds import is_whole
 
 
 class GaLoreAdamW(torch.optim.Optimizer):

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from numbers import Integral
 
 import torch
 from torch import Tensor
 
 from stiefel.errors import InvalidInputError
 from stiefel.lowrank.steps import Factors
+from stiefel.rank_bounds import check_rank
 
 
 def spectral_factors(weight: Tensor, rank: int, *, keep_norm: bool = False) -> Factors:
@@ -73,21 +73,3 @@ def drawn_factors(
     )
     factors = spectral_factors(draw, rank, keep_norm=True)
     return Factors(*(part.to(device) for part in factors)) if device is not None else factors
-
-
-def is_whole(rank: object) -> bool:
-    """Whether it is an integer, of numpy too; True and 8.0 are none."""
-    return isinstance(rank, Integral) and not isinstance(rank, bool)
-
-
-def check_rank(rank: int, n: int, m: int, layer: str = "") -> None:
-    """Raise when no n x m matrix, that of ``layer``, has this rank."""
-    if not is_whole(rank) or not 1 <= rank <= min(n, m):
-        raise InvalidInputError(
-            f"rank {rank!r} is no whole number in 1..{min(n, m)} for "
-            f"{f'{layer!r}, ' if layer else ''}a {n} x {m} matrix",
-            code="rank_out_of_range",
-            field="/rank",
-            tensor=layer or None,
-            fix=f"choose a rank of at most {min(n, m)}",
-        )

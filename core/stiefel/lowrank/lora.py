@@ -19,7 +19,8 @@ from torch import Tensor, nn
 
 from stiefel.errors import InvalidInputError
 from stiefel.lowrank.factored import balanced
-from stiefel.lowrank.initial import check_rank, spectral_factors
+from stiefel.lowrank.initial import spectral_factors
+from stiefel.rank_bounds import check_rank
 
 
 class Adapter(NamedTuple):

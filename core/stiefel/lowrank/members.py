@@ -184,10 +184,10 @@ def check_state(member: Member, optimizer: torch.optim.Optimizer) -> None:
 
 def taped_gradients(layer: LowRankLayer) -> Gradients | None:
     """What the passes since the last step left on the layer's tape; None if it took no part."""
-    tape, dtype = layer.tape, layer.S.dtype
+    tape = layer.tape
     if tape is None or tape.grad_k is None or tape.grad_l is None or layer.S.grad is None:
         return None
-    return Gradients(tape.grad_k.to(dtype), tape.grad_l.to(dtype), layer.S.grad)
+    return Gradients(tape.grad_k, tape.grad_l, layer.S.grad)
 
 
 def _taped(layer: LowRankLayer) -> list[Tensor]:

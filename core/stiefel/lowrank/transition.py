@@ -10,9 +10,10 @@ from torch import nn
 
 from stiefel.errors import InvalidInputError
 from stiefel.linalg.precision import in_whole_precision
-from stiefel.lowrank.initial import check_rank, spectral_factors
+from stiefel.lowrank.initial import spectral_factors
 from stiefel.lowrank.layer import LowRankLayer
 from stiefel.lowrank.transport import rotate_state
+from stiefel.rank_bounds import check_rank
 
 
 @torch.no_grad()

@@ -107,7 +107,7 @@ class ByData:
         return Decomposition(svd.sigma, cut, more)
 
     def _root(self, name: str, moment: SecondMoment) -> Root:
-        return moment_root(moment.centred() if name in self.centred else moment.matrix)
+        return moment_root(moment.centred() if name in self.centred else moment.matrix, name)
 
 
 def _measured(x: Tensor, factor_out: Tensor, factor_in: Tensor) -> LowRank:

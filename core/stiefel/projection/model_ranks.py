@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from numbers import Integral
 
 from torch import Tensor, nn
 
@@ -12,6 +11,7 @@ from stiefel.conv1d import is_transposed_linear
 from stiefel.errors import InvalidInputError
 from stiefel.projection.rank_rules import ranks_for_budget
 from stiefel.projection.whitening import Root, SecondMoment, moment_root, whitened_values
+from stiefel.rank_bounds import check_rank
 
 
 def ranks_within(
@@ -35,7 +35,8 @@ def ranks_within(
                 fix="give ranks for exactly the layers whose moments were collected",
             )
         for name in moments:
-            _check_rank(name, matrix_of(model.get_submodule(name)), ranks[name])
+            n, m = matrix_of(model.get_submodule(name)).shape
+            check_rank(ranks[name], n, m, name)
         return {name: int(ranks[name]) for name in moments}
     assert budget is not None
     roots = roots_of(moments, centring(model, moments, correct_bias))
@@ -55,18 +56,6 @@ def ranks_within(
     return {n: rank for n, rank in spread.items() if rank <= break_even_rank(*shapes[n])}
 
 
-def _check_rank(name: str, matrix: Tensor, rank: object) -> None:
-    limit = min(matrix.shape)
-    whole = isinstance(rank, Integral) and not isinstance(rank, bool)
-    if not whole or not 1 <= rank <= limit:  # type: ignore[operator]
-        raise InvalidInputError(
-            f"rank {rank!r} of {name!r} is no whole number in 1..{limit}",
-            code="rank_out_of_range",
-            tensor=name,
-            fix=f"choose a rank of at most {limit}",
-        )
-
-
 def centring(
     model: nn.Module, moments: Mapping[str, SecondMoment], correct_bias: bool
 ) -> dict[str, bool]:
@@ -84,7 +73,8 @@ def roots_of(moments: Mapping[str, SecondMoment], centre: Mapping[str, bool]) ->
     for name, moment in moments.items():
         key = id(moment), centre[name]
         if key not in known:
-            known[key] = moment_root(moment.centred() if centre[name] else moment.matrix)
+            inner = moment.centred() if centre[name] else moment.matrix
+            known[key] = moment_root(inner, name)
         roots[name] = known[key]
     return roots
 

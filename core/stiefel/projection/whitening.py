@@ -94,8 +94,8 @@ class Whitened(NamedTuple):
     shift: float
 
 
-def moment_root(moment: Tensor) -> Root:
-    """Return the Cholesky factor of a second moment, repaired where it is singular.
+def moment_root(moment: Tensor, layer: str = "") -> Root:
+    """Return the Cholesky factor of a layer's second moment, repaired where it is singular.
 
     A moment of fewer rows than its width, or with dead inputs, is only semidefinite. Then
     ``|lambda_min| + 1e-6 * mean diagonal`` is added to the diagonal, once.
@@ -108,8 +108,9 @@ def moment_root(moment: Tensor) -> Root:
     mean = float(moment.diagonal().mean())
     if not mean > 0:
         raise InvalidInputError(
-            "the calibration inputs of this layer are all zero",
+            f"the calibration inputs of {repr(layer) if layer else 'this layer'} are all zero",
             code="empty_calibration",
+            tensor=layer or None,
             fix="give batches that reach the layer",
         )
     lower, info = torch.linalg.cholesky_ex(moment)

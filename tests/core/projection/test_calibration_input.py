@@ -52,8 +52,18 @@ def test_a_layer_that_keeps_its_weight_counts_as_its_weight():
 
 @pytest.mark.parametrize("rank", [0, 9, 2.0, True])
 def test_a_rank_out_of_range_names_its_layer(model, moments, rank):
-    with pytest.raises(InvalidInputError, match=r"'2' is no whole number in 1\.\.8"):
+    with pytest.raises(InvalidInputError, match=r"no whole number in 1\.\.8 for '2'"):
         factorize_model(model, moments, ranks={"0": 3, "2": rank})
+
+
+def test_inputs_that_are_all_zero_name_their_layer():
+    model = nn.Sequential(nn.Linear(6, 5), nn.Linear(5, 4))
+    nn.init.zeros_(model[0].weight)
+    nn.init.zeros_(model[0].bias)
+    moments = collect_moments(model, ["0", "1"], [torch.randn(64, 6)])
+    with pytest.raises(InvalidInputError, match="inputs of '1' are all zero") as caught:
+        factorize_model(model, moments, budget=30)
+    assert caught.value.tensor == "1"
 
 
 def test_numbers_of_numpy_are_ranks(model, moments):
