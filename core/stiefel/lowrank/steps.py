@@ -98,7 +98,7 @@ def scale_since(
     whole, now = left.mT @ grad_k, grad_s
     on_cpu = now.device.type == "cpu"  # nothing to wait for there
     if on_cpu and float(torch.dist(whole, now)) < 0.01 * float(torch.linalg.vector_norm(now)):
-        return 1.0  # the rule; what follows are a dozen small operations
+        return 1.0  # nearly always, and a dozen small operations less
     whole, now = whole.double(), now.double()
     inner, square = (whole * now).sum(), whole.square().sum()
     scale = inner / square
