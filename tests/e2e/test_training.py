@@ -43,33 +43,38 @@ def victims(stack: Any) -> list[psutil.Process]:
     return [process for server in servers for process in server.children(recursive=True)]
 
 
-@pytest.mark.parametrize(("devices", "wanted"), [(1, 4), (2, 2)])
+@pytest.mark.parametrize(("devices", "most"), [(1, 4), (2, 2)])
 def test_a_run_killed_at_random_points_ends_with_the_same_weights(
-    devices: int, wanted: int, embedded_stack, local: Stiefel, digits: dict[str, Any]
+    devices: int, most: int, embedded_stack, local: Stiefel, digits: dict[str, Any]
 ) -> None:
     spec = training(digits, devices=devices, epochs=120 // devices)
     whole = done(local, local.jobs.submit(spec))
     job = local.jobs.submit(spec, max_attempts=20)
     chance = random.Random(devices)
-    for number in range(1, wanted + 1):
-        under_way(local, job, number)
+    killed = 0
+    while killed < most and under_way(local, job, killed + 1):
         time.sleep(chance.uniform(0, 0.3))
-        strike(embedded_stack, chance, worker=number == 2)
+        strike(embedded_stack, chance, worker=killed == 1)
+        killed += 1
+    assert killed >= 2  # a fast machine may be done before the fourth
     assert digest(done(local, job)) == digest(whole)
-    assert len(local.jobs.attempts(job.id)["data"]) == wanted + 1
+    assert len(local.jobs.attempts(job.id)["data"]) == killed + 1
 
 
-def under_way(client: Stiefel, job: Job, number: int) -> None:
-    """Wait until the attempt of this number has made progress."""
+def under_way(client: Stiefel, job: Job, number: int) -> bool:
+    """Wait until the attempt of this number has taken steps of its own; False if it is done."""
     before: float | None = None
     while True:
         job = client.jobs.get(job.id)
-        assert not job.finished, (job.status, job.error, number)
-        reached = job.progress.done if job.progress else None
+        if job.finished:
+            assert job.succeeded, (job.error, number)
+            return False
+        reached = job.progress.done if job.progress and job.progress.unit == "step" else 0.0
         if len(client.jobs.attempts(job.id)["data"]) == number and job.status == "running":
-            if before is not None and reached != before:
-                return
-            before = reached or 0.0
+            if before is None:
+                before = reached  # of the attempt before it
+            elif reached != before:
+                return True
         time.sleep(0.02)
 
 

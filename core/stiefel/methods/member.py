@@ -8,6 +8,7 @@ from __future__ import annotations
 import gc
 import json
 import os
+import time
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from multiprocessing.connection import Connection
@@ -21,6 +22,9 @@ from stiefel.errors import InvalidInputError, StiefelError, StopRequested
 
 Message = dict[str, Any]
 PATIENCE = timedelta(minutes=30)  # one process evaluates while the others wait
+#: Between two words with the host that can wait. A step of a small network takes a few
+#: milliseconds, and a question to the host and its answer about one.
+PAUSE_S = 0.05
 
 
 class _Told:
@@ -30,14 +34,21 @@ class _Told:
         self, connection: Connection, source: Path, state: Path, lineage: Mapping[str, Any]
     ) -> None:
         self._connection = connection
+        self._looked = self._reported = -PAUSE_S
         self.input, self.state, self.lineage = source, state, lineage
 
     @property
     def stop_requested(self) -> bool:
+        if time.monotonic() < self._looked + PAUSE_S:
+            return False
+        self._looked = time.monotonic()
         self.tell("look")
         return bool(json.loads(self._connection.recv_bytes()))
 
     def progress(self, done: int, total: int, *, unit: str, bytes_done: int = 0) -> None:
+        if time.monotonic() < self._reported + PAUSE_S and done < total:
+            return
+        self._reported = time.monotonic()
         self.tell("progress", done=done, total=total, unit=unit, bytes_done=bytes_done)
 
     def metrics(self, step: int, values: Mapping[str, float]) -> None:

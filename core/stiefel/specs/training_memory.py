@@ -60,24 +60,42 @@ def estimate_memory(
     if table is None or layers is None or facts.signature is None:
         return 0
     weights = sum(layer.nbytes for layer in table)
-    states = STATES[spec.optimizer.name]
-    if spec.optimizer.name == "sgd" and not spec.optimizer.momentum:
-        states = 0
+    optimizer = _optimizer(spec, weights)
     bound = _constraint(spec, layers)
-    optimizer = states * weights
-    # A step of many tensors at once makes one more copy of them. At the end the best checkpoint
-    # comes beside the last, and the largest tensor is certified in double precision.
-    step = weights * 2 + optimizer + bound + weights
+    # At the end the best checkpoint comes beside the last, and the largest tensor is certified in
+    # double precision.
     largest = max(layer.nbytes for layer in table)
     end = 2 * (weights + optimizer + bound) + CERTIFIED * largest
     if isinstance(spec, LowRankTrainingSpec):  # exports, in factors and merged
         end += weights + bound
+    step = step_bytes(spec, facts.signature, table, activations) + bound
+    reading = facts.bytes_in_memory * 7 // 5
+    return spec.devices * _base(spec) + max(spec.devices * max(step, end), reading)
+
+
+def step_bytes(
+    spec: TrainingSpec,
+    signature: Signature,
+    table: Sequence[Layer],
+    activations: Activations | None = None,
+) -> int:
+    """Return the bytes one process touches in a step: weights, gradients, states, activations.
+
+    What a constraint takes beside them is not among them.
+    """
+    weights = sum(layer.nbytes for layer in table)
     if activations is None:
         own = sum(layer.kept for layer in table)
         activations = Activations(own, max(layer.kept for layer in table))
-    training = max(step + _batch(spec, facts.signature, activations), end)
-    reading = facts.bytes_in_memory * 7 // 5
-    return spec.devices * _base(spec) + max(spec.devices * training, reading)
+    # A step of many tensors at once makes one more copy of them.
+    return 3 * weights + _optimizer(spec, weights) + _batch(spec, signature, activations)
+
+
+def _optimizer(spec: TrainingSpec, weights: int) -> int:
+    """Bytes of the optimizer's state."""
+    if spec.optimizer.name == "sgd" and not spec.optimizer.momentum:
+        return 0
+    return STATES[spec.optimizer.name] * weights
 
 
 def _base(spec: TrainingSpec) -> int:

@@ -13,6 +13,17 @@ from stiefel.errors import InvalidInputError
 _REFUSAL = "does not have a deterministic implementation"
 
 
+def seed(number: int, device: torch.device) -> None:
+    """Seed the default generators of the CPU and of ``device`` as ``torch.manual_seed`` does.
+
+    That one remembers a stack trace for every kind of device that has not been initialised:
+    0.4 ms, where a step of a small network takes 2.
+    """
+    torch.default_generator.manual_seed(number)
+    if device.type == "cuda":
+        torch.cuda.manual_seed(number)
+
+
 @contextmanager
 def deterministic_mode(wanted: bool) -> Iterator[None]:
     """Let torch use deterministic algorithms alone, as long as the block lasts.

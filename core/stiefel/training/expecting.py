@@ -21,7 +21,7 @@ from stiefel.specs.families import layer_table
 from stiefel.specs.layers import Layer, Shape
 from stiefel.specs.selecting import select_layers
 from stiefel.specs.training import TrainingSpec
-from stiefel.specs.training_memory import Activations, estimate_memory
+from stiefel.specs.training_memory import Activations, estimate_memory, step_bytes
 from stiefel.training.data.dataset import Dataset
 
 _EXAMPLES = 2  # normalisation over a batch needs more than one
@@ -30,8 +30,10 @@ _HOLES = (8, 5)
 _LARGEST_ANSWER = 4  # loss, its softmax and their gradients hold the answer so often
 
 
-def expect_memory(spec: TrainingSpec, run: Run, signature: Signature) -> None:
+def expect_memory(spec: TrainingSpec, run: Run, signature: Signature) -> int:
     """Announce what ``spec`` needs for data of ``signature``, before the network is built.
+
+    Returns the bytes that a step touches, without activations where only a trial can tell them.
 
     Raises:
         TooLargeError: more than the run may have.
@@ -43,33 +45,39 @@ def expect_memory(spec: TrainingSpec, run: Run, signature: Signature) -> None:
         with torch.device("meta"):
             network = FAMILIES[spec.network.family](spec.network, signature)
         table, kept = _table(architecture(network)), Activations(0, 0)
-    run.expect_memory(_estimate(spec, signature, table, kept))
+    return _announce(spec, run, signature, table, kept)
 
 
-def rehearse(spec: TrainingSpec, run: Run, network: nn.Module, dataset: Dataset) -> None:
+def rehearse(spec: TrainingSpec, run: Run, network: nn.Module, dataset: Dataset) -> int | None:
     """Put two examples through a network of another library, and announce what it keeps of them.
 
-    The network is as it was afterwards.
+    The network is as it was afterwards. Returns the bytes that a step touches; None where the
+    network is one of this library.
 
     Raises:
         TooLargeError: more than the run may have.
         InvalidInputError: the network cannot take the data, or answers in another shape.
     """
     if not isinstance(network, Adapter):
-        return
+        return None
     signature = dataset.signature
     with torch.random.fork_rng(devices=[]):
         x = next(iter(dataset.test(batch_size=_EXAMPLES))).x
     x = x.repeat(_EXAMPLES, *[1] * (x.dim() - 1))[:_EXAMPLES]  # a test set may have only one
     kept = _measured(spec, network, x, signature)
-    run.expect_memory(_estimate(spec, signature, _table(network.inner), kept))
+    return _announce(spec, run, signature, _table(network.inner), kept)
 
 
-def _estimate(
-    spec: TrainingSpec, signature: Signature, table: list[Layer], kept: Activations | None
+def _announce(
+    spec: TrainingSpec,
+    run: Run,
+    signature: Signature,
+    table: list[Layer],
+    kept: Activations | None,
 ) -> int:
     layers = select_layers(spec, table)
-    return estimate_memory(spec, DataFacts(signature), table, layers, kept)
+    run.expect_memory(estimate_memory(spec, DataFacts(signature), table, layers, kept))
+    return step_bytes(spec, signature, table, kept)
 
 
 def _measured(

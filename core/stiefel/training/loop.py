@@ -20,6 +20,7 @@ from stiefel.specs.fitting import lone_example
 from stiefel.specs.training import TrainingSpec
 from stiefel.training.clock import Clock
 from stiefel.training.data.dataset import Batch, Dataset, mix
+from stiefel.training.determinism import seed
 from stiefel.training.evaluation import Evaluation, evaluate, loss_of
 from stiefel.training.optimizers import rate_factor
 from stiefel.training.series import Series
@@ -112,7 +113,7 @@ class Loop:
         step, spec = self.position.step, self.spec
         # Dropout draws from the default generator: a function of the step and the process, so
         # that there is no generator to save and no process to forget.
-        torch.manual_seed(mix(spec.seed, step, self.world.rank))
+        seed(mix(spec.seed, step, self.world.rank), self.world.device)
         self.stepper.milestone(step / self.steps)
         self.stepper.zero_grad()
         self._own_losses.append(self._backward(batch))

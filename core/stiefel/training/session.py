@@ -13,6 +13,7 @@ from stiefel.models import build_network
 from stiefel.models.adapter import architecture
 from stiefel.run import Run
 from stiefel.specs.training import TrainingSpec
+from stiefel.training.data.dataset import Dataset
 from stiefel.training.data.opening import open_data
 from stiefel.training.determinism import deterministic_mode
 from stiefel.training.evaluation import Evaluation
@@ -20,6 +21,7 @@ from stiefel.training.expecting import expect_memory, rehearse
 from stiefel.training.loop import Loop
 from stiefel.training.starting import load_weights, tied_names
 from stiefel.training.stepper import Stepper
+from stiefel.training.threads import threads_for
 from stiefel.training.world import World
 
 S = TypeVar("S", bound=TrainingSpec, contravariant=True)
@@ -77,30 +79,34 @@ def train(spec: S, run: Run, constraint: Constraint[S]) -> Trained:
         StopRequested: after a checkpoint.
     """
     device = choose_device(spec)
-    world = World(device)
     on_device = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(devices=on_device), deterministic_mode(spec.deterministic):
         torch.manual_seed(spec.seed)
         dataset = open_data(spec.data, run.input, seed=spec.seed)
-        expect_memory(spec, run, dataset.signature)
+        touched = expect_memory(spec, run, dataset.signature)
         network = build_network(spec.network, dataset.signature, seed=spec.seed)
-        own = architecture(network)
         if spec.weights:
-            load_weights(own, run.input / "weights", fresh=spec.fresh)
-        parameters = sum(p.numel() for p in network.parameters())
-        uncounted = frozenset([*dict(own.named_buffers()), *tied_names(own)])
+            load_weights(architecture(network), run.input / "weights", fresh=spec.fresh)
         network.to(device)
-        rehearse(spec, run, network, dataset)
-        steps = spec.epochs * dataset.batches_per_epoch(spec.batch_size)
-        stepper = constraint.attach(own, spec, steps=min(steps, spec.max_steps or steps))
-        loop = Loop(spec, network, dataset, stepper, run, world)
-        evaluation = loop.train()
-        if spec.deliver == "best":
-            evaluation = loop.return_to_best()
-        exports, layers = constraint.exports(own), constraint.layers(own)
-        return Trained(
-            network, evaluation, loop, constraint, exports, layers, parameters, uncounted
-        )
+        touched = rehearse(spec, run, network, dataset) or touched
+        with threads_for(touched, device):
+            return _trained(spec, run, constraint, network, dataset, World(device))
+
+
+def _trained(
+    spec: S, run: Run, constraint: Constraint[S], network: nn.Module, dataset: Dataset, world: World
+) -> Trained:
+    own = architecture(network)
+    parameters = sum(p.numel() for p in network.parameters())
+    uncounted = frozenset([*dict(own.named_buffers()), *tied_names(own)])
+    steps = spec.epochs * dataset.batches_per_epoch(spec.batch_size)
+    stepper = constraint.attach(own, spec, steps=min(steps, spec.max_steps or steps))
+    loop = Loop(spec, network, dataset, stepper, run, world)
+    evaluation = loop.train()
+    if spec.deliver == "best":
+        evaluation = loop.return_to_best()
+    exports, layers = constraint.exports(own), constraint.layers(own)
+    return Trained(network, evaluation, loop, constraint, exports, layers, parameters, uncounted)
 
 
 def choose_device(spec: TrainingSpec) -> torch.device:
