@@ -25,8 +25,9 @@ demo: setup ## Start the service, convert a real checkpoint, show the result
 serve: setup ## Run the service on its embedded default until Ctrl-C
 	$(BIN)/stiefel serve
 
+# Files are shared among processes, each with servers of its own and one thread for its products.
 test: setup ## Run every test, the distributed stack included
-	$(BIN)/pytest
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --maxprocesses 4 --dist loadfile
 
 check: lint types contracts test ## What CI runs: lint, types, import contracts, tests
 

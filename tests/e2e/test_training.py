@@ -11,6 +11,7 @@ from typing import Any
 import psutil
 import pytest
 from safetensors.torch import load_file
+from stacks import Stack
 from trainings import training
 
 from stiefel_client import Job, Stiefel
@@ -43,22 +44,29 @@ def victims(stack: Any) -> list[psutil.Process]:
     return [process for server in servers for process in server.children(recursive=True)]
 
 
-@pytest.mark.parametrize(("devices", "most"), [(1, 4), (2, 2)])
+@pytest.mark.parametrize(("devices", "epochs", "most"), [(1, 120, 4), (2, 40, 2)])
 def test_a_run_killed_at_random_points_ends_with_the_same_weights(
-    devices: int, most: int, embedded_stack, local: Stiefel, digits: dict[str, Any]
+    devices: int,
+    epochs: int,
+    most: int,
+    embedded_stack: Stack,
+    local: Stiefel,
+    digits: dict[str, Any],
 ) -> None:
-    spec = training(digits, devices=devices, epochs=120 // devices)
+    spec = training(digits, devices=devices, epochs=epochs)
     whole = done(local, local.jobs.submit(spec))
     job = local.jobs.submit(spec, max_attempts=20)
     chance = random.Random(devices)
     killed = 0
     while killed < most and under_way(local, job, killed + 1):
-        time.sleep(chance.uniform(0, 0.3))
+        time.sleep(chance.uniform(0, 0.8))
         strike(embedded_stack, chance, worker=killed == 1)
         killed += 1
     assert killed >= 2  # a fast machine may be done before the fourth
     assert digest(done(local, job)) == digest(whole)
-    assert len(local.jobs.attempts(job.id)["data"]) == killed + 1
+    attempts = local.jobs.attempts(job.id)["data"]
+    assert len(attempts) == killed + 1
+    assert attempts[-1]["resumed_from"] > 0
 
 
 def under_way(client: Stiefel, job: Job, number: int) -> bool:
