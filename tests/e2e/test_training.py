@@ -62,7 +62,7 @@ def test_a_run_killed_at_random_points_ends_with_the_same_weights(
         time.sleep(chance.uniform(0, 0.3))
         strike(embedded_stack, chance, worker=killed == 1)
         killed += 1
-    assert killed >= 2  # a fast machine may be done before the fourth
+    assert killed == most
     assert digest(done(local, job)) == digest(whole)
     attempts = local.jobs.attempts(job.id)["data"]
     assert len(attempts) == killed + 1
