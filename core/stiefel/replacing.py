@@ -1,8 +1,9 @@
-"""Put one module in the place of another inside a model."""
+"""Put one module in the place of another, and other numbers in that of a Parameter's."""
 
 from __future__ import annotations
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from stiefel.errors import InvalidInputError
 
@@ -37,3 +38,14 @@ def replace_module(model: nn.Module, name: str, new: nn.Module) -> None:
         for leaf, child in list(parent._modules.items()):  # named_children names each once
             if child is old:
                 setattr(parent, leaf, new)
+
+
+def exchange_data(parameter: nn.Parameter, data: Tensor) -> None:
+    """Let ``parameter``, the same object, hold ``data`` of any shape; its gradient is dropped."""
+    parameter.grad = None
+    if data.shape != parameter.shape:
+        # A loss that is still alive holds the old graph, whose accumulator of gradients insists on
+        # the old shape. Torch makes a new one only when the dtype changes.
+        other = torch.float64 if parameter.dtype != torch.float64 else torch.float32
+        parameter.data = torch.empty(0, dtype=other, device=parameter.device)
+    parameter.data = data

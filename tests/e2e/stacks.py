@@ -14,7 +14,7 @@ from pathlib import Path
 import psutil
 
 from s3_server import S3Server, free_port
-from stiefel_client import Stiefel
+from stiefel_client import Job, Stiefel
 from stiefel_client.serve import answers
 from stiefel_jobs.database import Database
 from stiefel_jobs.store.keys import create_key
@@ -114,6 +114,15 @@ def distributed(home: Path, *, database: str, broker: str, s3: S3Server) -> Iter
         url = f"http://127.0.0.1:{port}"
         wait_until(lambda: answers(url), api, log)
         yield Stack(url, key, database, home, log, [psutil.Process(p.pid) for p in (api, one, two)])
+
+
+def with_checkpoint(client: Stiefel, job: Job) -> Job:
+    """The job, still running, once a checkpoint of it is durable: progress is seen before that."""
+    while not client.jobs.checkpoints(job.id)["data"]:
+        time.sleep(0.02)
+        job = client.jobs.get(job.id)
+        assert not job.finished, job.error
+    return client.jobs.get(job.id)
 
 
 def make_key(database: str, tenant: str) -> str:

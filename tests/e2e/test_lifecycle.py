@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from checkpoints import matrices, sharded
 from safetensors.numpy import load_file
+from stacks import with_checkpoint
 
 from stiefel_client import ConflictError, Job, Stiefel
 from stiefel_client.verify import verify
@@ -80,7 +81,7 @@ def weights_of(job: Job) -> str:
 
 
 def test_a_killed_worker_costs_no_job(stack, client, long_checkpoint) -> None:
-    job = begin(client, long_checkpoint, seed=1)
+    job = with_checkpoint(client, begin(client, long_checkpoint, seed=1))
     worker = client.jobs.attempts(job.id)["data"][0]["worker"]
     victims = [p for p in stack.workers() if f"{p.pid}" in worker] or stack.workers()
     for victim in victims:

@@ -11,7 +11,7 @@ from typing import Any
 import psutil
 import pytest
 from safetensors.torch import load_file
-from stacks import Stack
+from stacks import Stack, with_checkpoint
 from trainings import training
 
 from stiefel_client import Job, Stiefel
@@ -60,6 +60,8 @@ def test_a_run_killed_at_random_points_ends_with_the_same_weights(
     killed = 0
     while killed < most and under_way(local, job, killed + 1):
         time.sleep(chance.uniform(0, 0.3))
+        if killed == most - 1:
+            with_checkpoint(local, job)  # or all of them could fall before the first
         strike(embedded_stack, chance, worker=killed == 1)
         killed += 1
     assert killed == most
@@ -88,7 +90,9 @@ def under_way(client: Stiefel, job: Job, number: int) -> bool:
 
 def strike(stack: Any, chance: random.Random, *, worker: bool) -> None:
     """kill -9 one process that trains, or the worker."""
+    end = time.monotonic() + 60
     while not (targets := stack.workers() if worker else victims(stack)):
+        assert time.monotonic() < end, "nobody trains any more"
         time.sleep(0.02)  # between a process and its successor
     chance.choice(targets).kill()
 

@@ -6,27 +6,19 @@ import json
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
 import httpx
 import numpy as np
 from safetensors.numpy import load, load_file
+from stacks import with_checkpoint
 from trainings import training
 
-from stiefel_client import Job, Stiefel
+from stiefel_client import Stiefel
 from stiefel_client.verify import verify
 
 LAYERS = ("hidden.0.linear", "hidden.1.linear", "head")
-
-
-def with_checkpoint(client: Stiefel, job: Job) -> Job:
-    while not client.jobs.checkpoints(job.id)["data"]:
-        time.sleep(0.05)
-        job = client.jobs.get(job.id)
-        assert not job.finished, job.error
-    return client.jobs.get(job.id)
 
 
 def test_a_running_job_gives_away_its_newest_weights(

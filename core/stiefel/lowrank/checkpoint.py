@@ -17,7 +17,13 @@ from stiefel.errors import InvalidInputError
 from stiefel.lowrank.attention import LowRankMultiheadAttention, dense_projections
 from stiefel.lowrank.convert import take_ordinary_path
 from stiefel.lowrank.convolution import LowRankConv2d, kernel_matrix
-from stiefel.lowrank.factored import FactoredConv1D, FactoredConv2d, FactoredLinear, product_of
+from stiefel.lowrank.factored import (
+    Factored,
+    FactoredConv1D,
+    FactoredConv2d,
+    FactoredLinear,
+    product_of,
+)
 from stiefel.lowrank.linear import LowRankLinear
 from stiefel.lowrank.renaming import renamed
 from stiefel.lowrank.steps import Factors
@@ -217,8 +223,8 @@ def _check_product(stem: str, weight: object, outer: Tensor, inner: Tensor) -> N
 
 def _factored(module: nn.Module, outer: Tensor, inner: Tensor) -> nn.Module | None:
     """The layer of two factors in the place of ``module``; None where there is none of its kind."""
-    if isinstance(module, FactoredLinear | FactoredConv2d):
-        return module if module.factor_in.shape == inner.shape else None
+    if isinstance(module, Factored):
+        return module if module.fits(outer, inner) else None
     if is_transposed_linear(module):  # the file factors the stored matrix, which is W^T here
         return FactoredConv1D(outer.clone(), inner.clone(), as_linear(module).bias)
     if isinstance(module, nn.Linear):

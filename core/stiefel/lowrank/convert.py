@@ -9,7 +9,7 @@ from typing import NamedTuple, get_args
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.conv import _ConvNd
+from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrize
 
 from stiefel.break_even import break_even_rank
@@ -17,6 +17,8 @@ from stiefel.conv1d import as_linear, is_transposed_linear
 from stiefel.errors import InvalidInputError
 from stiefel.lowrank.attention import LowRankMultiheadAttention, dense_projections, why_not
 from stiefel.lowrank.convolution import LowRankConv2d, kernel_matrix
+from stiefel.lowrank.factored import Factored
+from stiefel.lowrank.layer import LowRankLayer
 from stiefel.lowrank.linear import Evaluation, LowRankLinear
 from stiefel.lowrank.truncation import RankRule, kept_rank
 from stiefel.rank_bounds import check_rank, is_whole
@@ -67,7 +69,8 @@ def to_low_rank(
         evaluation: see :class:`LowRankLinear`.
 
     A layer stays, with its reason in the report, when it is frozen, tied to another, parametrized,
-    half precision, of a type that is not known to be its parent's equal, or would not shrink.
+    half precision, of a type that is not known to be its parent's equal, or would not shrink; other
+    modules with matrices of their own (embeddings, recurrent layers) are reported as well.
 
     Raises:
         InvalidInputError: a rank is out of range or given for no layer, a weight to be converted
@@ -98,11 +101,7 @@ def to_low_rank(
             skipped.append(Skipped(name, verdict))
         else:
             ranks[name] = verdict
-    skipped += [
-        Skipped(name, f"no low-rank counterpart of {type(module).__name__}")
-        for name, module in _all_modules(model)
-        if isinstance(module, _ConvNd) and not isinstance(module, nn.Conv2d)
-    ]
+    skipped += _others(model, [module for _, module in found])
     # All verdicts come before the first change: a model that is refused stays as it was.
     for name, wanted in ranks.items():
         module = model.get_submodule(name)
@@ -154,6 +153,22 @@ def _candidates(model: nn.Module) -> list[tuple[str, nn.Module]]:
         ) or is_transposed_linear(module):
             found.append((name, module))
     return found
+
+
+def _others(model: nn.Module, found: Sequence[nn.Module]) -> list[Skipped]:
+    """What else holds matrices: embeddings, recurrent layers, experts kept in one tensor."""
+    inside = {id(part) for module in found for part in module.modules()}
+    skipped = []
+    for name, module in _all_modules(model):
+        own = [p for p in module.parameters(recurse=False) if not is_lazy(p)]
+        # What starts with 1, as (1, tokens, width), is a position or a token, not a matrix.
+        matrices = [p for p in own if p.squeeze().ndim > 1 and len(p) > 1]
+        if name and matrices and id(module) not in inside:
+            kind = type(module).__name__
+            known = isinstance(module, LowRankLayer | Factored)
+            reason = "low-rank already" if known else f"no low-rank counterpart of {kind}"
+            skipped.append(Skipped(name, reason))
+    return skipped
 
 
 def _unwanted(name: str, include: Sequence[str], exclude: Sequence[str]) -> str | None:

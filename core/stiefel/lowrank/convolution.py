@@ -226,11 +226,11 @@ class LowRankConv2d(LowRankLayer):
         kernel = self.geometry.kernel
         return (n * self.geometry.groups, m // math.prod(kernel), *kernel)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:
         """Map ``(B, C_in, H, W)`` or ``(C_in, H, W)`` to the output of the convolution."""
-        if x.ndim == 3:
-            return self.forward(x[None])[0]
-        x = padded(x, self.outer_padding, self.padding_mode)
+        if input.ndim == 3:
+            return self.forward(input[None])[0]
+        x = padded(input, self.outer_padding, self.padding_mode)
         x, (U, S, V), bias = compute_copies(self, x)
         tape = recording(self)
         if self.is_dense or (tape is None and self._merges()):

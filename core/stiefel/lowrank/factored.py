@@ -5,21 +5,18 @@ Names and shapes of the factors are those that the conversion method writes into
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from stiefel.replacing import exchange_data
 
-class FactoredLinear(nn.Module):
-    """Y = X factor_in^T factor_out^T + b.
 
-    Args:
-        factor_out: ``(n, r)``.
-        factor_in: ``(r, m)``.
-        bias: ``(n,)`` or None.
-    """
+class Factored(nn.Module):
+    """What the layers of two factors share; a state dict may bring another rank than theirs."""
 
     bias: nn.Parameter | None
 
@@ -27,7 +24,39 @@ class FactoredLinear(nn.Module):
         super().__init__()
         self.factor_out = nn.Parameter(factor_out)
         self.factor_in = nn.Parameter(factor_in)
-        self.register_parameter("bias", None if bias is None else _parameter(bias))
+        if bias is not None and not isinstance(bias, nn.Parameter):
+            bias = nn.Parameter(bias)
+        self.register_parameter("bias", bias)
+
+    def fits(self, factor_out: Tensor, factor_in: Tensor) -> bool:
+        """Whether these factors, of whatever rank, make a weight of this layer."""
+        outer, inner = self.factor_out, self.factor_in
+        return (
+            (factor_out.ndim, factor_in.ndim) == (outer.ndim, inner.ndim)
+            and (factor_out.shape[0], *factor_out.shape[2:]) == (len(outer), *outer.shape[2:])
+            and factor_in.shape[1:] == inner.shape[1:]
+            and len(factor_in) * outer.shape[1] == len(inner) * factor_out.shape[1]
+        )
+
+    def _load_from_state_dict(
+        self, state_dict: Mapping[str, Any], prefix: str, *args: Any, **kwargs: Any
+    ) -> None:
+        """Adopt the rank of the checkpoint before the ordinary, strict loading copies it."""
+        outer, inner = (state_dict.get(prefix + name) for name in ("factor_out", "factor_in"))
+        if isinstance(outer, Tensor) and isinstance(inner, Tensor) and self.fits(outer, inner):
+            exchange_data(self.factor_out, self.factor_out.new_empty(outer.shape))
+            exchange_data(self.factor_in, self.factor_in.new_empty(inner.shape))
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
+
+class FactoredLinear(Factored):
+    """Y = X factor_in^T factor_out^T + b.
+
+    Args:
+        factor_out: ``(n, r)``.
+        factor_in: ``(r, m)``.
+        bias: ``(n,)`` or None.
+    """
 
     @property
     def in_features(self) -> int:
@@ -44,9 +73,10 @@ class FactoredLinear(nn.Module):
         """The dense weight, computed anew; for code that inspects it."""
         return self.factor_out @ self.factor_in
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:
         """Map ``(..., m)`` to ``(..., n)``."""
-        return functional.linear(functional.linear(x, self.factor_in), self.factor_out, self.bias)
+        a = functional.linear(input, self.factor_in)
+        return functional.linear(a, self.factor_out, self.bias)
 
     def extra_repr(self) -> str:
         """What ``print(model)`` shows."""
@@ -72,13 +102,13 @@ class FactoredConv1D(FactoredLinear):
         """N."""
         return self.factor_in.shape[1]
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:
         """Map ``(..., m)`` to ``(..., n)``."""
-        a = functional.linear(x, self.factor_out.mT)
+        a = functional.linear(input, self.factor_out.mT)
         return functional.linear(a, self.factor_in.mT, self.bias)
 
 
-class FactoredConv2d(nn.Module):
+class FactoredConv2d(Factored):
     """A convolution with r output channels, then a 1 x 1 convolution.
 
     Args:
@@ -88,15 +118,10 @@ class FactoredConv2d(nn.Module):
         bias: ``(C_out,)`` or None.
     """
 
-    bias: nn.Parameter | None
-
     def __init__(
         self, like: nn.Conv2d, factor_out: Tensor, factor_in: Tensor, bias: Tensor | None
     ) -> None:
-        super().__init__()
-        self.factor_out = nn.Parameter(factor_out)
-        self.factor_in = nn.Parameter(factor_in)
-        self.register_parameter("bias", None if bias is None else _parameter(bias))
+        super().__init__(factor_out, factor_in, bias)
         self.stride: Any = like.stride
         self.dilation: Any = like.dilation
         self.groups = like.groups
@@ -113,9 +138,9 @@ class FactoredConv2d(nn.Module):
         right = self.factor_in.reshape(self.groups, left.shape[-1], -1)
         return (left @ right).reshape(self.out_channels, *self.factor_in.shape[1:])
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:
         """Map ``(B, C_in, H, W)`` to the output of the convolution."""
-        x = padded(x, self.outer_padding, self.padding_mode)
+        x = padded(input, self.outer_padding, self.padding_mode)
         padding = self.padding if self.outer_padding is None else 0
         a = functional.conv2d(
             x, self.factor_in, None, self.stride, padding, self.dilation, self.groups
@@ -149,7 +174,3 @@ def balanced(left: Tensor, core: Tensor, right: Tensor) -> tuple[Tensor, Tensor]
     P, sigma, Qh = (part.to(core.dtype) for part in torch.linalg.svd(wide, full_matrices=False))
     root = sigma.sqrt()
     return (left @ P) * root[..., None, :], root[..., :, None] * (Qh @ right.mT)
-
-
-def _parameter(bias: Tensor) -> nn.Parameter:
-    return bias if isinstance(bias, nn.Parameter) else nn.Parameter(bias)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from stiefel.errors import InvalidInputError
 from stiefel.lowrank.product import Tape
 from stiefel.lowrank.steps import Factors
+from stiefel.replacing import exchange_data
 
 
 class LowRankLayer(nn.Module):
@@ -89,7 +90,7 @@ class LowRankLayer(nn.Module):
                 code="factor_shapes",
             )
         self.U, self.V = factors.left, factors.right
-        self._exchange_core(factors.core)
+        exchange_data(self.S, factors.core)
 
     @torch.no_grad()
     def set_dense(self, matrix: Tensor) -> None:
@@ -100,16 +101,7 @@ class LowRankLayer(nn.Module):
                 code="factor_shapes",
             )
         self.U, self.V = self.U[..., :0].clone(), self.V[..., :0].clone()
-        self._exchange_core(matrix)
-
-    def _exchange_core(self, core: Tensor) -> None:
-        self.S.grad = None
-        if core.shape != self.S.shape:
-            # A loss that is still alive holds the old graph, whose accumulator of gradients for S
-            # insists on the old shape. Torch makes a new one only when the dtype changes.
-            other = torch.float64 if self.S.dtype != torch.float64 else torch.float32
-            self.S.data = torch.empty(0, dtype=other, device=self.S.device)
-        self.S.data = core
+        exchange_data(self.S, matrix)
 
     def corner(self, tape: Tape, new_left: Tensor, new_right: Tensor) -> Tensor:
         """Return new_left^T G new_right from the tape, without forming G."""
@@ -139,7 +131,7 @@ class LowRankLayer(nn.Module):
             )
             if fits:
                 self.U, self.V = self.U.new_empty(left.shape), self.V.new_empty(right.shape)
-                self._exchange_core(self.S.new_empty(core.shape))
+                exchange_data(self.S, self.S.new_empty(core.shape))
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
 

@@ -106,9 +106,9 @@ class LowRankLinear(LowRankLayer):
         """N, the length of an output row."""
         return self.U.shape[-2]
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:
         """Map ``(..., m)`` to ``(..., n)``."""
-        x, (U, S, V), bias = compute_copies(self, x)
+        x, (U, S, V), bias = compute_copies(self, input)
         if not U.shape[-1]:
             return functional.linear(x, S, bias)
         rows = x if x.ndim == 2 else x.reshape(-1, x.shape[-1])

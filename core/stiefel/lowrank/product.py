@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
+import weakref
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+
+
+class Pass:
+    """A backward pass under way: over once autograd calls this, and gone if the pass failed."""
+
+    over = False
+
+    def __call__(self) -> None:
+        """Take note that the pass is complete."""
+        self.over = True
 
 
 @dataclass
@@ -26,17 +37,14 @@ class Tape:
     grad_k: Tensor | None = None
     grad_l: Tensor | None = None
     pairs: list[tuple[Tensor, Tensor]] = field(default_factory=list)
-    last_pass: int = -1
+    present: weakref.ref[Pass] | None = None
     rounded: bool = False  # whether a pass ran in half precision
 
     def add(self, grad_k: Tensor, grad_l: Tensor, x: Tensor, delta: Tensor) -> None:
         """Record one use of the layer in a backward pass."""
-        # S.grad itself arrives after the last use of the layer in the pass.
-        this_pass = torch._C._current_graph_task_id()
-        if self.core is not None and self.core.grad is None and this_pass != self.last_pass:
+        if self._begins_pass() and self.core is not None and self.core.grad is None:
             self.grad_k, self.grad_l = None, None
             self.pairs.clear()
-        self.last_pass = this_pass
         if self.core is not None and grad_k.dtype != self.core.dtype:
             self.rounded = True  # and sums in bfloat16 would lose what many micro-batches add
             grad_k, grad_l = grad_k.to(self.core.dtype), grad_l.to(self.core.dtype)
@@ -44,6 +52,23 @@ class Tape:
         self.grad_l = grad_l if self.grad_l is None else self.grad_l + grad_l
         if self.keep_pairs:
             self.pairs.append((x.detach(), delta))  # without its graph it can be copied
+
+    def _begins_pass(self) -> bool:
+        """Whether no use of the layer came before this one in the pass under way.
+
+        Passes within a pass, those of reentrant checkpointing, belong to it; S.grad itself arrives
+        after the last use of the layer in any of them.
+        """
+        present = self.present and self.present()
+        if present and not present.over:
+            return False
+        begun = Pass()
+        self.present = weakref.ref(begun)  # autograd holds the pass itself
+        torch.autograd.Variable._execution_engine.queue_callback(begun)
+        return True
+
+    def __getstate__(self) -> dict[str, Any]:
+        return vars(self) | {"present": None}
 
 
 def reaches_core(ctx: Any) -> bool:

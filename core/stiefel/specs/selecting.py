@@ -106,7 +106,7 @@ def _low_rank(spec: LowRankTrainingSpec, found: list[Layer], sized: bool) -> lis
     return [
         _factorised(spec, layer, last=layer is last, sized=sized)
         if layer.kind in _SWAPPED
-        else PlannedLayer(layer, reason=f"{layer.kind} has no low-rank counterpart")
+        else PlannedLayer(layer, reason=f"no low-rank counterpart of {layer.kind}")
         for layer in found
     ]
 

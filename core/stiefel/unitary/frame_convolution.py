@@ -71,10 +71,10 @@ class FrameConv2d(nn.Module):
         kernel = flat.reshape(self.out_channels, self.in_channels, *self.kernel_size)
         return kernel * self.get_buffer("gain")
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:
         """Map ``(batch, in, H, W)`` as ``torch.nn.Conv2d`` does."""
         y = functional.conv2d(
-            x,
+            input,
             self.weight,
             self.bias,
             stride=self.stride,

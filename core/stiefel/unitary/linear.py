@@ -129,9 +129,9 @@ class OrthogonalLinear(nn.Module):
         W = self.frame.mT if self.transposed else self.frame
         return W * self.get_buffer("gain")
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:
         """Map ``(..., in_features)`` to ``(..., out_features)``."""
-        y = self._product(x) * self.get_buffer("gain")
+        y = self._product(input) * self.get_buffer("gain")
         return y if self.bias is None else y + self.bias.to(y.dtype)
 
     def _product(self, x: Tensor) -> Tensor:

@@ -251,9 +251,9 @@ def test_conversion_job_files_load_into_hugging_face_models(tmp_path, make, name
 def test_hugging_face_models_convert_train_and_come_back(generator, make):
     model, tokens = make()
     conversion = to_low_rank(model, 4, exclude=["pooler*"])
-    assert all(
-        "tied" in s.reason or "last" in s.reason or "pooler" in s.name for s in conversion.skipped
-    )
+    embedding = "no low-rank counterpart of Embedding"
+    left = [s for s in conversion.skipped if s.reason != embedding and "pooler" not in s.name]
+    assert all("tied" in s.reason or "last" in s.reason for s in left)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
     integrator = LowRankIntegrator(model, optimizer, phase=2)
     model.train()

@@ -96,7 +96,7 @@ def test_an_example_may_reach_a_layer_by_keyword():
             self.layer = LowRankLinear(24, 20, 3)
 
         def forward(self, pixels):
-            return self.layer(x=pixels)
+            return self.layer(input=pixels)
 
     report = export(Named(), example=torch.randn(6, 24))
     assert report[0].merged_ms is not None

@@ -7,6 +7,7 @@ import copy
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import parametrizations
 from torch.nn.utils.prune import l1_unstructured
 
 from stiefel.conv1d import is_transposed_linear
@@ -130,6 +131,46 @@ def test_factors_of_another_shape_are_refused_and_another_dtype_is_cast(generato
         load_factored(nn.Sequential(nn.Linear(9, 16)), pair)
 
 
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: nn.Linear(16, 16),
+        lambda: nn.Conv2d(8, 8, 3),
+        lambda: nn.Conv2d(8, 8, 3, groups=2, bias=False),
+        lambda: Conv1D(16, 16),
+    ],
+)
+def test_factored_layers_take_up_another_rank(make):
+    few, less, many = (
+        to_low_rank(nn.Sequential(make()), rank, keep_last=False).model for rank in (2, 1, 3)
+    )
+    for model in (few, less, many):
+        export(model, form="factored")
+    outer, inner = few[0].factor_out, few[0].factor_in
+    state = many.state_dict()
+    few.load_state_dict(state)
+    assert few[0].factor_out is outer
+    assert few[0].factor_in is inner
+    assert torch.equal(few[0].weight, many[0].weight)
+    assert load_factored(less, state).factored == ("0",)
+    assert torch.equal(less[0].weight, many[0].weight)
+    narrow = {name: tensor[:4] for name, tensor in state.items()}
+    with pytest.raises(InvalidInputError):
+        load_factored(few, narrow)
+    assert torch.equal(few[0].weight, many[0].weight)
+
+
+def test_the_input_has_the_name_that_torch_gives_it():
+    for layer, x in (
+        (nn.Linear(8, 8), torch.ones(2, 8)),
+        (nn.Conv2d(8, 8, 3), torch.ones(8, 4, 4)),
+    ):
+        model = to_low_rank(nn.Sequential(layer), 2, keep_last=False).model
+        for _ in range(2):
+            assert torch.equal(model[0](input=x), model(x))
+            export(model, form="factored")
+
+
 def test_a_convolution_shows_what_code_asks_it_for():
     like = nn.Conv2d(4, 8, 3, stride=2, padding=1, dilation=2, groups=2)
     layer = LowRankConv2d.from_dense(like, 3)
@@ -150,6 +191,37 @@ def test_what_cannot_be_swapped_is_listed():
     reasons = dict(to_low_rank(model, 4).skipped)
     assert "Conv1d" in reasons["0"]
     assert reasons["1"] == "the weight is parametrized"
+
+
+def test_whatever_holds_matrices_is_accounted_for():
+    class Experts(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.up = nn.Parameter(torch.zeros(4, 8, 8))
+            self.norm = nn.LayerNorm(8)
+
+    parts = {
+        "words": nn.Embedding(10, 8),
+        "memory": nn.LSTM(8, 8),
+        "pair": nn.Bilinear(8, 8, 8),
+        "experts": Experts(),
+        "turned": parametrizations.orthogonal(nn.Linear(8, 8)),
+        "good": nn.Linear(16, 16),
+        "head": nn.Linear(16, 16),
+    }
+    model = nn.ModuleDict(parts)
+    model.register_parameter("place", nn.Parameter(torch.zeros(1, 5, 8)))
+    assert dict(to_low_rank(model, 4).skipped) == {
+        "words": "no low-rank counterpart of Embedding",
+        "memory": "no low-rank counterpart of LSTM",
+        "pair": "no low-rank counterpart of Bilinear",
+        "experts": "no low-rank counterpart of Experts",
+        "turned": "the weight is parametrized",
+        "head": "the last layer is kept",
+    }
+    again = to_low_rank(model, 4, keep_last=False)
+    assert dict(again.skipped)["good"] == "low-rank already"
+    assert set(again.ranks) == {"head"}
 
 
 def test_layers_share_a_moment_only_while_they_receive_the_same(generator):

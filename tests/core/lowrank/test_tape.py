@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import copy
+import pickle
 
 import pytest
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from stiefel.lowrank import LowRankIntegrator, LowRankLinear
 
@@ -31,6 +33,50 @@ def test_a_layer_used_twice_adds_its_gradients(generator):
     nn.functional.linear(hidden, dense, bias).square().sum().backward()
     torch.testing.assert_close(layer.tape.grad_k, dense.grad @ layer.V)
     integrator.step()
+
+
+@pytest.mark.parametrize("reentrant", [True, False])
+@pytest.mark.parametrize("within", ["first", "middle", "last", "all"])
+def test_checkpointed_uses_add_up_with_the_others(generator, reentrant, within):
+    layer = LowRankLinear(10, 10, 3, generator=generator, dtype=torch.float64)
+    integrator = LowRankIntegrator(layer, torch.optim.SGD(layer.parameters(), lr=0.1), phase=1)
+    x = torch.randn(8, 10, generator=generator, dtype=torch.float64, requires_grad=True)
+
+    def used_thrice(apply):
+        y = x
+        for place in ("first", "middle", "last"):
+            wrapped = within in (place, "all")
+            y = checkpoint(apply, y, use_reentrant=reentrant) if wrapped else apply(y)
+        return y.square().sum()
+
+    used_thrice(lambda y: torch.tanh(layer(y))).backward()
+    dense, bias = layer.weight.detach().requires_grad_(), layer.bias.detach()
+    used_thrice(lambda y: torch.tanh(nn.functional.linear(y, dense, bias))).backward()
+    torch.testing.assert_close(layer.tape.grad_k, dense.grad @ layer.V)
+    assert len(layer.tape.pairs) == 3
+    integrator.step()
+
+
+def test_a_pass_that_failed_leaves_nothing_behind(generator):
+    net = network(generator)
+    twin = copy.deepcopy(net)
+    x = torch.randn(32, 12, generator=generator)
+
+    def fail(_):
+        raise RuntimeError("on the way back")
+
+    for model, fails in ((net, True), (twin, False)):
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        integrator = LowRankIntegrator(model, optimizer, phase=1)
+        if fails:
+            hidden = torch.tanh(model[0](x))
+            hidden.register_hook(fail)
+            with pytest.raises(RuntimeError, match="on the way back"):
+                model[2](hidden).square().sum().backward()
+            optimizer.zero_grad()
+        model(x).square().sum().backward()
+        integrator.step()
+    assert torch.equal(net[2].weight, twin[2].weight)
 
 
 def test_a_pass_that_was_given_up_leaves_nothing_behind(generator):
@@ -75,6 +121,7 @@ def test_a_model_can_be_copied_between_backward_and_step(generator):
     LowRankIntegrator(net, torch.optim.SGD(net.parameters(), lr=0.1))
     net(torch.randn(8, 12, generator=generator)).square().sum().backward()
     copied = copy.deepcopy(net)
+    pickle.loads(pickle.dumps(net))
     for _ in range(3):  # what nobody steps does not pile up
         copied.zero_grad()
         copied(torch.ones(8, 12)).sum().backward()

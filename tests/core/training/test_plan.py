@@ -111,9 +111,7 @@ def test_the_plan_constrains_what_the_method_does(
     done, left = constrain(built, spec)
     assert plan.layers is not None
     assert {item.layer.name: item.rank for item in plan.layers if item.constraint} == done
-    own = {"OrthogonalRNN", "FourierConv2d"} if spec.method != "train.projunn" else set()
-    reasons = {i.layer.name: i.reason for i in plan.layers if i.reason and i.layer.kind not in own}
-    assert reasons == left
+    assert {item.layer.name: item.reason for item in plan.layers if item.reason} == left
     weights = [f"{name}.weight" for name in done]
     framed = [n for n in before if n.rpartition(".")[2].startswith("frame")]
     expected = sum(before.get(name, 0) for name in weights)
