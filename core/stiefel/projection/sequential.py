@@ -22,6 +22,7 @@ from stiefel.linalg.truncated_svd import Svd, widened
 from stiefel.projection.calibration import Compressed, input_rows, received, store
 from stiefel.projection.model_ranks import matrix_of, ranks_within
 from stiefel.projection.whitening import SecondMoment, Whitened, moment_root, unwhitened_factors
+from stiefel.rank_bounds import check_rank
 
 
 class CrossMoment:
@@ -101,10 +102,7 @@ def fit(weight: Tensor, moment: CrossMoment, rank: int, *, correct_bias: bool) -
     Raises:
         InvalidInputError: rank out of range, or an empty moment.
     """
-    if not 1 <= rank <= min(weight.shape):
-        raise InvalidInputError(
-            f"rank {rank} is not between 1 and {min(weight.shape)}", code="rank_out_of_range"
-        )
+    check_rank(rank, *weight.shape)
     wide = widened(weight)
     inner, cross = moment.centred() if correct_bias else (moment.received.matrix, moment.cross)
     root = moment_root(inner)

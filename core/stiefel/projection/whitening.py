@@ -16,6 +16,7 @@ from torch import Tensor
 from stiefel.errors import InvalidInputError
 from stiefel.linalg.truncated_svd import Svd, widened
 from stiefel.projection.low_rank import Factors
+from stiefel.rank_bounds import check_rank
 
 ROWS = 8192  # rows widened to float64 at a time
 REPAIR = 1e-6  # of the mean diagonal, on top of the most negative eigenvalue
@@ -174,11 +175,8 @@ def factorize_whitened(
     root = root or moment_root(moment.centred() if correct_bias else moment.matrix)
     wide = widened(weight)
     U, sigma, Vh = torch.linalg.svd(wide @ root.lower, full_matrices=False)
-    keep = rank if isinstance(rank, int) else rank(sigma)
-    if not 1 <= keep <= len(sigma):
-        raise InvalidInputError(
-            f"rank {keep} is not between 1 and {len(sigma)}", code="rank_out_of_range"
-        )
+    keep = rank(sigma) if callable(rank) else rank
+    check_rank(keep, *weight.shape)
     out, into = unwhitened_factors(Svd(U, sigma, Vh), root, keep, factors)
     change = (wide - out @ into) @ moment.mean if correct_bias else None
     return Whitened(
