@@ -43,6 +43,20 @@ def test_it_trains_with_states_of_the_subspace(generator, energy):
     torch.testing.assert_close(first["basis"].T @ first["basis"], eye, atol=1e-5, rtol=0)
 
 
+def test_directions_without_history_take_no_longer_steps_than_others():
+    weight = nn.Parameter(torch.zeros(6, 8))
+    optimizer = GaLoreAdamW([weight], rank=2, period=40, lr=1.0)
+    columns = torch.linspace(1, 2, 8)
+    for step in range(60):
+        before = weight.detach().clone()
+        weight.grad = torch.zeros(6, 8)  # after 40 steps the gradient leaves the subspace
+        weight.grad[slice(0, 2) if step < 40 else slice(3, 5)] = torch.stack((columns, -columns))
+        weight.grad[:, :4] *= 2
+        optimizer.step()
+        moved = (weight.detach() - before).square().sum(0).sqrt()
+        assert float(moved.max()) < 1.5  # Adam's own: a step per direction
+
+
 def test_what_is_no_large_matrix_gets_adamw(generator):
     net, x, y = problem(generator)
     twin = copy.deepcopy(net)
