@@ -43,10 +43,14 @@ class Factored(nn.Module):
     ) -> None:
         """Adopt the rank of the checkpoint before the ordinary, strict loading copies it."""
         outer, inner = (state_dict.get(prefix + name) for name in ("factor_out", "factor_in"))
-        if isinstance(outer, Tensor) and isinstance(inner, Tensor):
-            if outer.shape != self.factor_out.shape and self.fits(outer, inner):
-                exchange_data(self.factor_out, self.factor_out.new_empty(outer.shape))
-                exchange_data(self.factor_in, self.factor_in.new_empty(inner.shape))
+        if (
+            isinstance(outer, Tensor)
+            and isinstance(inner, Tensor)
+            and outer.shape != self.factor_out.shape
+            and self.fits(outer, inner)
+        ):
+            exchange_data(self.factor_out, self.factor_out.new_empty(outer.shape))
+            exchange_data(self.factor_in, self.factor_in.new_empty(inner.shape))
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
 
