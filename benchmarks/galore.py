@@ -195,7 +195,7 @@ def main() -> None:
         )
     facts = {"rank": RANK, "period": PERIOD, "width": WIDTH, "layers": LAYERS, "steps": args.steps}
     command = command_line()
-    for folder in (args.data, args.authors):
+    for folder in filter(None, (args.data, args.authors)):
         command = command.replace(str(folder), "DIR")
     publish("galore", "GaLore on characters", command, table, trials, setting=facts)
 

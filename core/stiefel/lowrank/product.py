@@ -42,7 +42,7 @@ class Tape:
 
     def add(self, grad_k: Tensor, grad_l: Tensor, x: Tensor, delta: Tensor) -> None:
         """Record one use of the layer in a backward pass."""
-        if self._begins_pass() and self.core is not None and self.core.grad is None:
+        if self._enter_pass() and self.core is not None and self.core.grad is None:
             self.grad_k, self.grad_l = None, None
             self.pairs.clear()
         if self.core is not None and grad_k.dtype != self.core.dtype:
@@ -53,8 +53,8 @@ class Tape:
         if self.keep_pairs:
             self.pairs.append((x.detach(), delta))  # without its graph it can be copied
 
-    def _begins_pass(self) -> bool:
-        """Whether no use of the layer came before this one in the pass under way.
+    def _enter_pass(self) -> bool:
+        """Note the pass under way; return whether this is the layer's first use in it.
 
         Passes within a pass, those of reentrant checkpointing, belong to it; S.grad itself arrives
         after the last use of the layer in any of them.
