@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from pathlib import Path
 from typing import Any, Protocol
 
 from stiefel_jobs.settings import Settings
@@ -18,6 +17,12 @@ LOOK = "stiefel.look"
 _CONNECT_S = 1.0
 _SOCKET_S = 5.0  # longer than the second for which a consumer's BRPOP blocks
 _SILENCE_S = 5.0
+_SOCKETS = {
+    "max_retries": 0,
+    "socket_connect_timeout": _CONNECT_S,
+    "socket_timeout": _SOCKET_S,
+    "socket_keepalive": True,
+}
 
 log = logging.getLogger(__name__)
 
@@ -78,9 +83,11 @@ def celery_options(settings: Settings) -> dict[str, Any]:
     A filesystem broker's folders are created. Messages are JSON and acknowledged when received:
     redelivery is the database's business, and a late acknowledgement would run long jobs twice.
     """
+    folder = settings.broker_url.startswith("filesystem:")
     return {
         "broker_url": settings.broker_url,
-        "broker_transport_options": _transport_options(settings),
+        "broker_transport": "stiefel_jobs.folder_broker:Transport" if folder else None,
+        "broker_transport_options": _folders(settings) if folder else _SOCKETS,
         "broker_connection_retry_on_startup": True,
         "broker_connection_timeout": _CONNECT_S,
         "accept_content": ["json"],
@@ -99,18 +106,8 @@ def celery_options(settings: Settings) -> dict[str, Any]:
     }
 
 
-def _transport_options(settings: Settings) -> dict[str, Any]:
-    if settings.broker_url.startswith("filesystem:"):
-        return _folders(settings.data_dir / "broker")
-    return {
-        "max_retries": 0,
-        "socket_connect_timeout": _CONNECT_S,
-        "socket_timeout": _SOCKET_S,
-        "socket_keepalive": True,
-    }
-
-
-def _folders(root: Path) -> dict[str, Any]:
+def _folders(settings: Settings) -> dict[str, Any]:
+    root = settings.data_dir / "broker"
     messages, control = root / "messages", root / "control"
     for folder in (messages, control):
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)

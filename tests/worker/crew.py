@@ -9,7 +9,7 @@ import sqlite3
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -167,18 +167,30 @@ class Worker:
         self.process.send_signal(signal.SIGTERM)
         return self.process.wait(seconds)
 
-    def freeze(self) -> None:
-        """Stop the process between two transactions.
+    @contextlib.contextmanager
+    def freeze(self) -> Iterator[None]:
+        """Stop the process between two transactions, until the block ends.
 
         Inside one it would hold the only write lock that SQLite has: no job of the service moves
         until it wakes, which is nothing a lease could mend.
         """
-        while True:
-            self.process.send_signal(signal.SIGSTOP)
-            if self.site.writable():
-                return
+        try:
+            while True:
+                self.process.send_signal(signal.SIGSTOP)
+                until(lambda: self._stopped, 10)
+                if self.site.writable():
+                    break
+                self.process.send_signal(signal.SIGCONT)
+                time.sleep(0.01)
+            yield
+        finally:
             self.process.send_signal(signal.SIGCONT)
-            time.sleep(0.01)
+
+    @property
+    def _stopped(self) -> bool:
+        """Whether every thread has stopped, which takes a while where processors are busy."""
+        tasks = Path(f"/proc/{self.process.pid}/task").iterdir()
+        return all(_state(task / "stat") == "T" for task in tasks)
 
     def kill(self) -> None:
         with contextlib.suppress(ProcessLookupError):
@@ -199,10 +211,13 @@ def until(
 def alive(pid: int) -> bool:
     """Whether a process computes still; a zombie does not."""
     try:
-        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+        return _state(Path(f"/proc/{pid}/stat")) != "Z"
     except (FileNotFoundError, ProcessLookupError):
         return False
-    return state != "Z"
+
+
+def _state(stat: Path) -> str:
+    return stat.read_text().rpartition(")")[2].split()[0]
 
 
 def environment(folder: Path, **more: object) -> dict[str, str]:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import psycopg
 import pytest
+import redis
 from crew import LEASE_S, TENANT, Site, Worker, alive, distributed_site, embedded_site, until
 
 from stiefel_jobs.states import Blame, State
@@ -55,9 +56,8 @@ def test_a_worker_frozen_past_its_lease_writes_nothing_when_it_wakes(site: Site)
     site.began(job_id)
     frozen = holder(site, job_id)
     pid = site.events(job_id, "job.process")[0].data["pid"]
-    frozen.freeze()
-    site.began(job_id, times=2)
-    frozen.process.send_signal(signal.SIGCONT)
+    with frozen.freeze():
+        site.began(job_id, times=2)
     until(lambda: f"{job_id} attempt 1 fence 1: stale fence" in frozen.log, 10)
     until(lambda: not alive(pid), 3)
     job = site.wait(job_id)
@@ -150,6 +150,29 @@ def test_a_worker_without_a_broker_still_works_and_still_drains(embedded: Site) 
     job = embedded.wait(embedded.submit("count", ring=False), seconds=30)
     assert job.state is State.SUCCEEDED
     assert worker.stop() == 0
+
+
+def test_a_message_that_is_no_json_costs_neither_worker_nor_job(
+    tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    """Celery calls it unrecoverable and ends; this worker starts it anew, and hears bells again."""
+    made = distributed_site(tmp_path, request)
+    try:
+        worker = made.start(STIEFEL_POLL_S=60)
+        job_id = made.submit("count", steps=20, step_s=0.1)
+        made.began(job_id)
+        with redis.Redis.from_url(made.settings.broker_url) as client:
+            client.lpush(made.queue, "no json")
+        until(lambda: "Unrecoverable error" in worker.log, 10)
+        job = made.wait(job_id)
+        assert (job.state, job.attempt) == (State.SUCCEEDED, 1)
+        until(lambda: "it starts anew" in worker.log, 10)
+        job = made.wait(made.submit("count"))
+        assert job.state is State.SUCCEEDED
+        assert "draining" not in worker.log
+        assert worker.stop() == 0
+    finally:
+        made.close()
 
 
 def test_slots_are_counted_however_a_job_arrives(embedded: Site) -> None:

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 from celery import Celery
 from celery.signals import setup_logging, worker_shutting_down
+from kombu.asynchronous import set_event_loop
 
 from stiefel_jobs.doorbell import LOOK, celery_options
 from stiefel_jobs.settings import Settings
 from stiefel_worker.desk import Desk
+
+_RESTART_S = 1.0
+log = logging.getLogger(__name__)
 
 
 def bind(settings: Settings, desk: Desk) -> Celery:
@@ -40,8 +45,21 @@ def bind(settings: Settings, desk: Desk) -> Celery:
 
 
 def run(app: Celery, desk: Desk) -> None:
-    """Run Celery's worker in this thread until it is told to stop."""
-    worker = app.Worker(
+    """Run Celery's worker in this thread until it is told to stop.
+
+    An error that Celery calls unrecoverable (a message that is no JSON, say) ends its worker, not
+    this process: the jobs here go on, others are found by polling, and Celery starts anew.
+    """
+    while True:
+        _worker(app, desk).start()
+        if desk.draining.wait(_RESTART_S):
+            return
+        log.error("Celery gave up, see above; it starts anew and polling goes on")
+
+
+def _worker(app: Celery, desk: Desk) -> Any:
+    set_event_loop(None)  # the one of a worker that gave up is closed, and would be used again
+    return app.Worker(
         hostname=f"{desk.shop.worker}@%h",
         pool_cls="threads",
         concurrency=desk.shop.concurrency,
@@ -52,4 +70,3 @@ def run(app: Celery, desk: Desk) -> None:
         without_mingle=True,
         without_heartbeat=True,
     )
-    worker.start()
