@@ -43,7 +43,7 @@ class Settings(BaseSettings):
     beat_s: float = Field(default=5.0, gt=0)
     poll_s: float = Field(default=5.0, gt=0)
     sweep_s: float = Field(default=5.0, gt=0)
-    cancel_grace_s: float = Field(default=1.5, ge=0)
+    cancel_grace_s: float = Field(default=1.0, ge=0)
     hang_s: float = Field(default=3600.0, gt=0)
     drain_s: float = Field(default=60.0, ge=0)
 

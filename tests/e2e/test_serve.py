@@ -30,8 +30,9 @@ def test_it_mends_a_killed_api_and_stops_without_a_trace(tmp_path: Path) -> None
         family = serve.children(recursive=True)
         serve.send_signal(signal.SIGTERM)
         psutil.wait_procs([serve], timeout=60)
-        _, alive = psutil.wait_procs(family, timeout=10)
-        assert alive == []
+        _, left = psutil.wait_procs(family, timeout=10)
+        # A zombie runs no more: it waits for the first process of the machine to take note.
+        assert [p for p in left if p.is_running() and p.status() != psutil.STATUS_ZOMBIE] == []
         assert not key_file.with_name("api_url").exists()
         log = stack.log.read_text()
     assert "api ended with -9; again in" in log

@@ -157,6 +157,7 @@ def test_a_message_that_is_no_json_costs_neither_worker_nor_job(
 ) -> None:
     """Celery calls it unrecoverable and ends; this worker starts it anew, and hears bells again."""
     made = distributed_site(tmp_path, request)
+    made.queue = "alone"  # workers of other tests listen to the same Redis
     try:
         worker = made.start(STIEFEL_POLL_S=60)
         job_id = made.submit("count", steps=20, step_s=0.1)
