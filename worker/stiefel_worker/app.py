@@ -13,7 +13,7 @@ from stiefel_jobs.doorbell import LOOK, celery_options
 from stiefel_jobs.settings import Settings
 from stiefel_worker.desk import Desk
 
-_RESTART_S = 1.0
+_RESTART_S, _RESTART_MOST_S = 1.0, 60.0
 log = logging.getLogger(__name__)
 
 
@@ -50,11 +50,13 @@ def run(app: Celery, desk: Desk) -> None:
     An error that Celery calls unrecoverable (a message that is no JSON, say) ends its worker, not
     this process: the jobs here go on, others are found by polling, and Celery starts anew.
     """
+    pause_s = _RESTART_S
     while True:
         _worker(app, desk).start()
-        if desk.draining.wait(_RESTART_S):
+        if desk.draining.wait(pause_s):
             return
         log.error("Celery gave up, see above; it starts anew and polling goes on")
+        pause_s = min(2 * pause_s, _RESTART_MOST_S)
 
 
 def _worker(app: Celery, desk: Desk) -> Any:
