@@ -34,7 +34,7 @@ def test_a_killed_worker_costs_no_job(site: Site) -> None:
     site.crew(2)
     job_id = site.submit("count", steps=30, step_s=0.1)
     site.began(job_id)
-    until(lambda: checkpoints(site.db, tenant=TENANT, job_id=job_id), 10)
+    until(lambda: checkpoints(site.db, tenant=TENANT, job_id=job_id), 30)
     pid = site.events(job_id, "job.process")[0].data["pid"]
     holder(site, job_id).kill()
     killed = time.monotonic()
@@ -68,7 +68,7 @@ def test_a_worker_frozen_past_its_lease_writes_nothing_when_it_wakes(site: Site)
 def test_a_drained_worker_hands_its_job_back(site: Site) -> None:
     site.crew(2)
     job_id = site.submit("count", steps=40, step_s=0.1)
-    until(lambda: checkpoints(site.db, tenant=TENANT, job_id=job_id), 15)
+    until(lambda: checkpoints(site.db, tenant=TENANT, job_id=job_id), 30)
     first = holder(site, job_id)
     began = time.monotonic()
     assert first.stop() == 0
@@ -89,7 +89,7 @@ def holder(site: Site, job_id: str) -> Worker:
 def test_a_child_killed_from_outside_is_tried_again_from_its_checkpoint(site: Site) -> None:
     site.crew(1)
     job_id = site.submit("count", steps=20, step_s=0.1)
-    until(lambda: checkpoints(site.db, tenant=TENANT, job_id=job_id), 20)
+    until(lambda: checkpoints(site.db, tenant=TENANT, job_id=job_id), 30)
     os.kill(site.events(job_id, "job.process")[0].data["pid"], signal.SIGKILL)
     assert site.began(job_id, times=2)["done"] > 0
     job = site.wait(job_id)

@@ -89,7 +89,7 @@ def test_cancel_kills_within_two_seconds(shared: Site, act: str) -> None:
 def test_pause_keeps_the_work_and_resume_continues_it(shared: Site) -> None:
     job_id = shared.submit("count", steps=30, step_s=0.05)
     shared.began(job_id)
-    until(lambda: (shared.job(job_id).progress or {}).get("done", 0) > 2, 10)
+    until(lambda: (shared.job(job_id).progress or {}).get("done", 0) > 2, 30)
     pause(shared.db, tenant=TENANT, job_id=job_id)
     shared.wait(job_id, State.PAUSED, seconds=5)
     resume(shared.db, tenant=TENANT, job_id=job_id)

@@ -45,7 +45,7 @@ def train(site: Site, hidden: int, **options: Any) -> Job:
 
 
 def test_the_worker_tells_what_one_job_may_have(small: Site) -> None:
-    until(lambda: list_workers(small.db), 10)
+    until(lambda: list_workers(small.db), 30)
     (worker,) = list_workers(small.db)
     assert worker.devices["memory_bytes"] == LIMIT
 
