@@ -21,18 +21,20 @@ def keep_staged(
     try:
         if promised not in {None, blob.sha256}:
             raise _mismatch(str(promised), blob.sha256)
-        owned = artifacts.find_by_sha256(service.db, tenant=tenant, sha256=blob.sha256, name=name)
+        ttl_s = service.settings.artifact_ttl_s
+        owned = artifacts.reuse_artifact(
+            service.db, tenant=tenant, sha256=blob.sha256, name=name, ttl_s=ttl_s
+        )
         if owned is not None:
             return owned, False
         new = judge(service, name, blob, partial(service.blobs.read_object, staging))
         service.blobs.promote(tenant, staging, blob)
-        settings = service.settings
         artifact = artifacts.add_artifact(
             service.db,
             tenant=tenant,
             new=new,
-            ttl_s=settings.artifact_ttl_s,
-            max_stored=settings.max_stored_bytes,
+            ttl_s=ttl_s,
+            max_stored=service.settings.max_stored_bytes,
         )
         return artifact, True
     finally:

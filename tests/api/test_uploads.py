@@ -3,12 +3,13 @@ from __future__ import annotations
 import base64
 import hashlib
 import os
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
-from house import House, checkpoint, problem, put, running
+from house import House, checkpoint, problem, put, running, submit
 from sqlalchemy import update
 
 from stiefel_jobs.tables import uploads
@@ -136,6 +137,34 @@ def test_bytes_that_are_owned_already_are_not_sent_again(client: httpx.Client) -
     answer = client.post("/v1/uploads", json=body)
 
     assert (answer.status_code, answer.json()["id"]) == (200, artifact)
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_bytes_that_are_owned_already_live_as_long_as_fresh_ones(
+    client: httpx.Client, house: House, whole: bool
+) -> None:
+    """A job's output that lives for seconds, sent back as the input of another job."""
+    job = submit(client, output_ttl="PT8S")
+    data = checkpoint(fill=9)
+    house.deliver(job["id"], {"model.safetensors": data})
+    files = client.get(f"/v1/jobs/{job['id']}").json()["result"]["files"]
+    output = client.get(f"/v1/artifacts/{files['model.safetensors']['artifact']}").json()
+    assert remaining(output) < 10
+
+    if whole:
+        answer = client.put("/v1/uploads/model.safetensors", content=data)
+    else:
+        body = {"filename": "model.safetensors", "size": len(data), "sha256": sha(data)}
+        answer = client.post("/v1/uploads", json=body)
+
+    assert (answer.status_code, answer.json()["id"]) == (200, output["id"])
+    assert remaining(answer.json()) > 29 * 86400
+    assert client.get(f"/v1/artifacts/{output['id']}").json() == answer.json()
+
+
+def remaining(artifact: dict[str, Any]) -> float:
+    """Return for how many seconds an artifact lives, counted from now."""
+    return (datetime.fromisoformat(artifact["expires_at"]) - datetime.now(UTC)).total_seconds()
 
 
 def test_another_tenants_bytes_are_not_given_away(client: httpx.Client, house: House) -> None:

@@ -35,6 +35,17 @@ def keep(
     return artifacts.add_artifact(db, tenant=tenant, new=new, ttl_s=ttl_s)
 
 
+def reuse(
+    db: Database,
+    sha256: str,
+    *,
+    tenant: str = TENANT,
+    name: str = "x.txt",
+    ttl_s: float | None = None,
+) -> Artifact | None:
+    return artifacts.reuse_artifact(db, tenant=tenant, sha256=sha256, name=name, ttl_s=ttl_s)
+
+
 def age(blobs: Blobs, tmp_path: Path, seconds: float) -> None:
     """Make every object look as if it had been written that long ago."""
     then = time.time() - seconds
@@ -47,13 +58,36 @@ def test_an_artifact_is_found_by_id_digest_and_name(db: Database, blobs: Blobs) 
     assert artifacts.get_artifact(db, tenant=TENANT, artifact_id=made.id) == made
     assert made.meta == {"lines": 1}
 
-    def find(sha256: str, **more: str) -> Artifact | None:
-        return artifacts.find_by_sha256(db, tenant=TENANT, sha256=sha256, **more)
+    assert reuse(db, made.sha256, name="x.txt") == made
+    assert reuse(db, made.sha256, name="y.txt") is None
+    assert reuse(db, "0" * 64, name="x.txt") is None
 
-    assert find(made.sha256) == made
-    assert find(made.sha256, name="x.txt") == made
-    assert find(made.sha256, name="y.txt") is None
-    assert find("0" * 64) is None
+
+@pytest.mark.parametrize(
+    ("had", "ttl_s", "left"),
+    [(10.0, 100.0, 100.0), (500.0, 100.0, 499.0), (None, 100.0, None), (10.0, None, None)],
+)
+def test_an_artifact_used_again_lives_as_long_as_a_new_one(
+    yard: Yard, blobs: Blobs, had: float | None, ttl_s: float | None, left: float | None
+) -> None:
+    made = keep(yard.db, blobs, b"one", ttl_s=had)
+    yard.advance(1)
+    again = reuse(yard.db, made.sha256, ttl_s=ttl_s)
+    assert again is not None
+    assert again.id == made.id
+    if left is None:
+        assert again.expires_at is None
+    else:
+        assert again.expires_at == pytest.approx(made.created_at + 1 + left, abs=5)
+    assert artifacts.get_artifact(yard.db, tenant=TENANT, artifact_id=made.id) == again
+
+
+def test_the_newest_of_several_is_used_again(db: Database, blobs: Blobs) -> None:
+    keep(db, blobs, b"one", ttl_s=10)
+    newer = keep(db, blobs, b"one", ttl_s=20)
+    keep(db, blobs, b"one", name="y.txt")
+    again = reuse(db, newer.sha256, ttl_s=15)
+    assert again == newer
 
 
 def test_nobody_else_finds_it(db: Database, blobs: Blobs) -> None:
@@ -63,7 +97,7 @@ def test_nobody_else_finds_it(db: Database, blobs: Blobs) -> None:
             artifacts.get_artifact(db, tenant=tenant, artifact_id=made.id)
         with pytest.raises(NotFoundError):
             artifacts.delete_artifact(db, tenant=tenant, artifact_id=made.id)
-        assert artifacts.find_by_sha256(db, tenant=tenant, sha256=made.sha256) is None
+        assert reuse(db, made.sha256, tenant=tenant) is None
         assert artifacts.list_artifacts(db, tenant=tenant).items == []
 
 
@@ -73,7 +107,7 @@ def test_an_expired_artifact_is_gone(yard: Yard, blobs: Blobs) -> None:
     yard.advance(101)
     with pytest.raises(NotFoundError):
         artifacts.get_artifact(yard.db, tenant=TENANT, artifact_id=made.id)
-    assert artifacts.find_by_sha256(yard.db, tenant=TENANT, sha256=made.sha256) is None
+    assert reuse(yard.db, made.sha256, ttl_s=100) is None
     assert artifacts.list_artifacts(yard.db, tenant=TENANT).items == []
 
 

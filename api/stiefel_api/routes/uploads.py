@@ -95,8 +95,12 @@ def create(
     if body.size > settings.max_upload_bytes:
         raise too_large(settings.max_upload_bytes)
     if body.sha256 is not None:
-        owned = artifacts.find_by_sha256(
-            service.db, tenant=caller.tenant, sha256=body.sha256, name=body.filename
+        owned = artifacts.reuse_artifact(
+            service.db,
+            tenant=caller.tenant,
+            sha256=body.sha256,
+            name=body.filename,
+            ttl_s=settings.artifact_ttl_s,
         )
         if owned is not None:
             response.status_code = status.HTTP_200_OK

@@ -14,6 +14,7 @@ from sqlalchemy import (
     insert,
     or_,
     select,
+    update,
 )
 
 from stiefel_jobs.database import Database
@@ -110,16 +111,28 @@ def list_artifacts(
     return Page(items, items[-1].id if len(rows) > limit else None)
 
 
-def find_by_sha256(
-    db: Database, *, tenant: str, sha256: str, name: str | None = None
+def reuse_artifact(
+    db: Database, *, tenant: str, sha256: str, name: str, ttl_s: float | None
 ) -> Artifact | None:
-    """Return the tenant's newest artifact of these bytes, and of this name if one is given."""
-    query = select(artifacts).where(artifacts.c.sha256 == sha256, _visible(db, tenant))
-    if name is not None:
-        query = query.where(artifacts.c.name == name)
-    with db.read() as connection:
-        row = connection.execute(query.order_by(artifacts.c.id.desc()).limit(1)).first()
-    return _record(row) if row is not None else None
+    """Return the tenant's newest artifact of these bytes and this name, None if there is none.
+
+    It lives from now on at least as long as one just uploaded would: found and prolonged in one
+    transaction, whoever uploads the bytes again never gets an artifact that is about to expire.
+    """
+    same = (artifacts.c.sha256 == sha256) & (artifacts.c.name == name) & _visible(db, tenant)
+    newest = select(artifacts).where(same).order_by(artifacts.c.id.desc()).limit(1)
+    with db.write() as connection:
+        row = connection.execute(newest.with_for_update()).first()
+        if row is None:
+            return None
+        prolong = update(artifacts).where(artifacts.c.id == row.id).returning(artifacts)
+        if ttl_s is None:
+            prolong = prolong.values(expires_at=None)
+        else:
+            # An artifact without an end has NULL here, which is not before any time: it stays.
+            end = db.now + ttl_s
+            prolong = prolong.where(artifacts.c.expires_at < end).values(expires_at=end)
+        return _record(connection.execute(prolong).first() or row)
 
 
 def delete_artifact(db: Database, *, tenant: str, artifact_id: str) -> None:
