@@ -241,6 +241,24 @@ def test_a_running_job_shows_progress_and_an_estimate(client: httpx.Client, hous
     assert seen["progress"]["eta"] > seen["timestamps"]["started"]
 
 
+def test_no_estimate_goes_beyond_reason(client: httpx.Client, house: House) -> None:
+    """4.5e12 steps at a few per second end after the calendar does."""
+    job = submit(client)
+    fenced: dict[str, Any] = {"job_id": job["id"], "fence": house.work(job["id"]).fence}
+    for done in (1, 2):
+        time.sleep(0.05)
+        rates = {"rate": 5.0, "rate_low": 1e-300, "rate_high": 9.0}
+        report = Progress("training", done, 4.5e12, "step", rates)
+        progress.record(house.db, **fenced, progress=report)
+
+    for seen in (
+        client.get(f"/v1/jobs/{job['id']}").json(),
+        *client.get("/v1/jobs").json()["data"],
+    ):
+        estimates = [seen["progress"][name] for name in ("eta", "eta_earliest", "eta_latest")]
+        assert (seen["progress"]["done"], estimates) == (2, [None, None, None])
+
+
 def test_a_failed_job_says_why_and_whose_fault_it_is(client: httpx.Client, house: House) -> None:
     job = submit(client)
     held = house.work(job["id"])

@@ -31,6 +31,7 @@ Word = Annotated[str, StringConstraints(min_length=1, max_length=63)]
 Labels = Annotated[dict[Word, Word], Field(max_length=32)]
 Priority = Literal["low", "normal", "high"]
 _LONGEST = timedelta(days=3650)
+_FARTHEST_S = _LONGEST.total_seconds()
 
 
 class JobOptions(Body):
@@ -110,7 +111,8 @@ class ProgressView(View):
         default=None, description="Units per second in this attempt.", examples=[12.4]
     )
     eta: datetime | None = Field(
-        description="When it would end at the rate so far.", examples=[TIME_EXAMPLE]
+        description="When it would end at the rate so far; null beyond ten years.",
+        examples=[TIME_EXAMPLE],
     )
     eta_earliest: datetime | None = Field(
         default=None,
@@ -265,13 +267,19 @@ def _eta(job: Job, done: float, total: float | None) -> datetime | None:
     gained, seconds = done - began_with, now - began_at
     if not total or gained <= 0 or seconds <= 0:
         return None
-    return known_moment(now + (total - done) * seconds / gained)
+    return _ahead(now, (total - done) * seconds / gained)
 
 
 def _eta_at(job: Job, done: float, total: float | None, *, rate: float | None) -> datetime | None:
     if not rate or total is None or job.progress_at is None or job.state is not State.RUNNING:
         return None
-    return known_moment(job.progress_at + (total - done) / rate)
+    return _ahead(job.progress_at, (total - done) / rate)
+
+
+def _ahead(since: float, seconds: float) -> datetime | None:
+    """Return when that time will be over; None where so long an estimate says nothing."""
+    # The calendar itself ends with the year 9999, which a slow job of many steps passes.
+    return known_moment(since + max(0.0, seconds)) if seconds <= _FARTHEST_S else None
 
 
 def failure_of(job: Job) -> FailureView | None:
