@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Mapping
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -17,6 +17,7 @@ from stiefel.projection.whitening import (
     Root,
     SecondMoment,
     moment_root,
+    output_change,
     unwhitened_factors,
     whitened_values,
 )
@@ -29,7 +30,8 @@ class Decomposition:
 
     sigma: Tensor  # singular values, descending; all of them unless the rank was known before
     cut: Callable[[int], LowRank]
-    more: Callable[[int], Mapping[str, float]] = field(default=lambda _: {})  # further claims
+    # Further claims, of the tensors as stored: two factors, or their product alone.
+    more: Callable[[Sequence[Tensor]], Mapping[str, float]] = field(default=lambda _: {})
 
 
 class Decomposer(Protocol):
@@ -90,24 +92,30 @@ class ByData:
         if moment is None:
             return self.otherwise.decompose(task, x, rank)
         root = self._root(name, moment)
-        wide = widened(x.mT if moment.stored_transposed else x)
-        svd = Svd(*torch.linalg.svd(wide @ root.lower, full_matrices=False))
-        whole = float(((wide @ moment.matrix) * wide).sum().clamp_min(0).sqrt()) or 1.0
+        turned = moment.stored_transposed
+        weight = x.mT if turned else x
+        svd = Svd(*torch.linalg.svd(widened(weight) @ root.lower, full_matrices=False))
 
         def cut(r: int) -> LowRank:
             out, into = unwhitened_factors(svd, root, r, self.spec.factors)
-            if moment.stored_transposed:
+            if turned:
                 out, into = into.mT.contiguous(), out.mT.contiguous()
             return _measured(x, out.to(x.dtype), into.to(x.dtype))
 
-        def more(r: int) -> Mapping[str, float]:
-            tail = float(torch.linalg.vector_norm(svd.sigma[r:]))
-            return {"output_error": tail / whole, "moment_shift": root.shift}
+        def more(stored: Sequence[Tensor]) -> Mapping[str, float]:
+            # The tail of the SVD is no figure of these: rounding often costs more than it.
+            parts = [part.mT for part in reversed(stored)] if turned else stored
+            change = output_change(weight, self._inner(name, moment), parts)
+            whole = output_change(weight, moment.matrix)
+            return {"output_error": change / (whole or 1.0), "moment_shift": root.shift}
 
         return Decomposition(svd.sigma, cut, more)
 
     def _root(self, name: str, moment: SecondMoment) -> Root:
-        return moment_root(moment.centred() if name in self.centred else moment.matrix, name)
+        return moment_root(self._inner(name, moment), name)
+
+    def _inner(self, name: str, moment: SecondMoment) -> Tensor:
+        return moment.centred() if name in self.centred else moment.matrix
 
 
 def _measured(x: Tensor, factor_out: Tensor, factor_in: Tensor) -> LowRank:

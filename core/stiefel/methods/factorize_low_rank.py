@@ -94,14 +94,14 @@ def _converted(
         "rank": result.rank,
         "retained_energy": result.retained_energy,
         "relative_error": result.relative_error,
-        **parts.more(rank),
     }
-    if result.optimal_error is not None:
-        claims["optimal_error"] = result.optimal_error
     data = [result.factor_out, result.factor_in]
     if spec.output == "merged":
         data = [merge(result.factor_out, result.factor_in)]
         claims["relative_error"] = relative_distance(x, data[0])
+    claims |= parts.more(data)
+    if result.optimal_error is not None:
+        claims["optimal_error"] = result.optimal_error
     outputs = spec.outputs(item.tensor, result.rank)
     tensors = [
         NewTensor(output.name, output.dtype, part.reshape(output.shape), output.role, claims)

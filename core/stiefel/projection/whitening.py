@@ -7,7 +7,9 @@ triangular solve, is the best W' of its rank, and its error is the tail of the s
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
+from functools import reduce
 from typing import NamedTuple
 
 import torch
@@ -15,7 +17,7 @@ from torch import Tensor
 
 from stiefel.errors import InvalidInputError
 from stiefel.linalg.truncated_svd import Svd, widened
-from stiefel.projection.low_rank import Factors
+from stiefel.projection.low_rank import BLOCK_ELEMENTS, Factors
 from stiefel.rank_bounds import check_rank
 
 ROWS = 8192  # rows widened to float64 at a time
@@ -128,6 +130,28 @@ def whitened_values(weight: Tensor, root: Root) -> Tensor:
     """Singular values of W R ``(min(n, m),)``: the error each direction would cost."""
     values: Tensor = torch.linalg.svdvals(widened(weight) @ root.lower)
     return values
+
+
+def output_change(weight: Tensor, moment: Tensor, parts: Sequence[Tensor] = ()) -> float:
+    """``sqrt(tr((W - P) C (W - P)^T))``: how far outputs move where P stands for W, in float64.
+
+    Args:
+        weight: W ``(n, m)``, real.
+        moment: C ``(m, m)``, about the mean where a bias takes up the change of the mean.
+        parts: P itself, or factors whose product it is; none of them for P = 0, the outputs' norm.
+
+    Cost: one product of n x m by m x m beside P, by blocks of rows.
+    """
+    inner = [widened(part) for part in parts[1:]]
+    step = max(1, BLOCK_ELEMENTS // max(1, weight.shape[1]))
+    total = 0.0
+    for begin in range(0, weight.shape[0], step):
+        rows = slice(begin, begin + step)
+        rest = widened(weight[rows])
+        if parts:
+            rest = rest - reduce(torch.matmul, inner, widened(parts[0][rows]))
+        total += float(((rest @ widened(moment)) * rest).sum())
+    return math.sqrt(max(0.0, total))
 
 
 def unwhitened_factors(svd: Svd, root: Root, rank: int, factors: Factors) -> tuple[Tensor, Tensor]:

@@ -66,6 +66,33 @@ def test_output_error_is_as_claimed_and_below_that_of_the_plain_conversion(
     assert "calibration.safetensors" not in {p.name for p in (tmp_path / "aware").glob("out*/*")}
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+@pytest.mark.parametrize("output", ["factored", "merged"])
+@pytest.mark.parametrize("layout", ["usual", "transposed", "biased"])
+def test_output_error_is_that_of_the_values_as_they_are_stored(
+    tmp_path: Path, dtype: torch.dtype, output: str, layout: str
+) -> None:
+    generator = torch.Generator().manual_seed(7)
+    left, right = torch.randn(48, 8, generator=generator), torch.randn(8, 64, generator=generator)
+    W = (left @ right + 1e-3 * torch.randn(48, 64, generator=generator)).to(dtype)
+    x = torch.randn(300, 64, generator=generator).double() + 0.5
+    weights, more = {"a.weight": W}, dict[str, Tensor]()
+    if layout == "transposed":
+        weights, more = {"a.weight": W.mT.contiguous()}, {"a.transposed": torch.ones(())}
+    if layout == "biased":
+        weights, more = {**weights, "a.bias": torch.zeros(48)}, mean_of(x)
+    rule = {"by": "rank", "value": 16}
+    result = convert(tmp_path, weights, x.T @ x, more, rule=rule, output=output)
+    tensors = {name: value.double() for name, value in result.tensors().items()}
+    merged = output == "merged"
+    got = tensors["a.weight"] if merged else tensors["a.factor_out"] @ tensors["a.factor_in"]
+    change = W.double() - (got.mT if layout == "transposed" else got)
+    seen = x - x.mean(0) if layout == "biased" else x
+    error = float((seen @ change.mT).norm() / (x @ W.double().mT).norm())
+    claimed = result.claims["a.weight" if merged else "a.factor_out"]["output_error"]
+    assert claimed == pytest.approx(error, rel=1e-6)
+
+
 def test_a_weight_that_is_stored_transposed_is_converted_as_the_layer_uses_it(
     tmp_path: Path, weights: dict[str, Tensor], x: Tensor
 ) -> None:
