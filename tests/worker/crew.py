@@ -150,6 +150,7 @@ class Worker:
                     *(sys.executable, "-m", "stiefel_worker"),
                     *("--queues", site.queue, "--concurrency", str(concurrency)),
                 ],
+                cwd=site.folder.parent,  # where a child would see its data, if anywhere
                 env=clean | site.env | env,
                 stdout=log,
                 stderr=log,

@@ -88,7 +88,9 @@ TALK = """
 import socket, sys
 from pathlib import Path
 from stiefel_worker import sandbox
-confinement = sandbox.enter(Path(sys.argv[1]), data_limit=None, loopback=sys.argv[3] == "loopback")
+loopback = sys.argv[3] == "loopback"
+scratch = Path(sys.argv[1])
+confinement = sandbox.enter(scratch, private=[], data_limit=None, loopback=loopback)
 def deed(port):
     try:
         socket.create_connection(("127.0.0.1", port), timeout=5).close()

@@ -24,7 +24,7 @@ from stiefel_jobs.settings import Settings
 from stiefel_jobs.store.workers import forget_worker
 from stiefel_worker import app, children
 from stiefel_worker.desk import Desk
-from stiefel_worker.shop import Shop
+from stiefel_worker.shop import Shop, private_folders
 from stiefel_worker.sweeper import Rounds, Sweeper, watch
 
 DRAIN_MARGIN_S = 10.0  # for killing and handing back what reached no safe point
@@ -75,7 +75,7 @@ def serve(desk: Desk, celery: Celery, settings: Settings) -> None:
 def _rehearse(settings: Settings) -> dict[str, Any]:
     children.scrub_environment()
     with tempfile.TemporaryDirectory(prefix="stiefel-") as scratch:
-        return children.warm_up(Path(scratch))
+        return children.warm_up(Path(scratch), private_folders(settings))
 
 
 def _leave(desk: Desk, drain_s: float) -> None:

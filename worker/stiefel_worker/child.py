@@ -35,18 +35,20 @@ def main(connection: Connection, text: str) -> None:
     os.setsid()
     _detach_from_fork_server()
     several = order.spec.get("devices", 1) != 1
-    sandbox.enter(order.input.parent, data_limit=order.data_limit, loopback=several)
+    sandbox.enter(
+        order.input.parent, private=order.private, data_limit=order.data_limit, loopback=several
+    )
     _settle(order)
     run = ChildRun(order, connection, _lineage(order))
     run.send({"type": "started", "pid": os.getpid(), "at": began})
     run.send(_execute(order, run))
 
 
-def rehearse(connection: Connection, scratch: str) -> None:
+def rehearse(connection: Connection, scratch: str, private: list[str]) -> None:
     """Entry point of a child without a job: report how well the sandbox holds, and the methods."""
     from stiefel_worker.warm import METHODS, TORCH_VERSION
 
-    confinement = sandbox.enter(Path(scratch), data_limit=None)
+    confinement = sandbox.enter(Path(scratch), private=private, data_limit=None)
     report = {**asdict(confinement), "methods": sorted(METHODS), "torch": TORCH_VERSION}
     with suppress(BrokenPipeError):  # a worker that stops meanwhile does not hear of it
         connection.send_bytes(encode(report))

@@ -46,7 +46,7 @@ def scrub_environment() -> None:
             del os.environ[name]
 
 
-def warm_up(scratch: Path) -> dict[str, Any]:
+def warm_up(scratch: Path, private: list[str]) -> dict[str, Any]:
     """Start the fork server, wait until it has loaded torch, and rehearse a child in ``scratch``.
 
     Scrub the environment first. Returns the child's report: confinement, methods, torch's version.
@@ -59,7 +59,7 @@ def warm_up(scratch: Path) -> dict[str, Any]:
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     _context.set_forkserver_preload(["stiefel_worker.warm"])
     ours, theirs = _context.Pipe(duplex=False)
-    process = _context.Process(target=child.rehearse, args=(theirs, str(scratch)))
+    process = _context.Process(target=child.rehearse, args=(theirs, str(scratch), private))
     process.start()
     theirs.close()
     try:

@@ -22,6 +22,7 @@ class Order:
     memory_bytes: int  # one job may have, of the GPU on the queue cuda
     device: str  # cpu | cuda, as the queue is called
     code: str
+    private: list[str]  # folders that no child may read
 
     @property
     def input(self) -> Path:

@@ -13,14 +13,14 @@ import resource
 import signal
 import socket
 import struct
-import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
 from stiefel_worker import landlock
+from stiefel_worker.readable import readable
 
 PR_SET_PDEATHSIG, PR_SET_NO_NEW_PRIVS = 1, 38
 CLONE_NEWUSER, CLONE_NEWNET, CLONE_NEWNS = 0x10000000, 0x40000000, 0x00020000
@@ -29,13 +29,6 @@ SIOCSIFFLAGS, IFF_UP = 0x8914, 0x1
 OPEN_FILES = 4096
 NICENESS = 5  # supervisors keep their heartbeat even when children use every core
 
-SYSTEM_FOLDERS = ("/usr", "/lib", "/lib64", "/bin", "/opt", "/nix/store", "/sys", "/proc/self")
-SYSTEM_FILES = (
-    *("/etc/ld.so.cache", "/etc/ld.so.conf", "/etc/localtime", "/etc/mime.types"),
-    *("/etc/passwd", "/etc/group", "/etc/nsswitch.conf", "/etc/os-release"),
-    *("/proc/cpuinfo", "/proc/meminfo", "/proc/stat", "/proc/loadavg", "/proc/version"),
-    *("/proc/sys", "/proc/driver", "/proc/devices", "/proc/filesystems", "/proc/modules"),
-)
 DEVICES = ("/dev/null", "/dev/zero", "/dev/random", "/dev/urandom")
 SHARED_MEMORY = "/dev/shm"  # noqa: S108 - the folder that libraries expect
 
@@ -51,11 +44,14 @@ class Confinement:
     gaps: tuple[str, ...] = ()
 
 
-def enter(scratch: Path, *, data_limit: int | None, loopback: bool = False) -> Confinement:
+def enter(
+    scratch: Path, *, private: Iterable[str], data_limit: int | None, loopback: bool = False
+) -> Confinement:
     """Give up privileges, network and foreign files; call while the process has one thread.
 
     Args:
         scratch: the only folder that stays writable.
+        private: what may not be read, wherever it lies.
         data_limit: bytes of private memory the process may map; None where a device driver
             maps far more than it uses.
         loopback: the processes of this job talk to each other over TCP. They may where the
@@ -68,7 +64,7 @@ def enter(scratch: Path, *, data_limit: int | None, loopback: bool = False) -> C
     network = _attempt("network namespace", _leave_network, gaps)
     _attempt("shared memory of its own", _leave_shared_memory, gaps)
     inside = loopback and network and _attempt("loopback", _raise_loopback, gaps)
-    files = _attempt("landlock", lambda: _confine_files(scratch, tcp=inside), gaps)
+    files = _attempt("landlock", lambda: _confine_files(scratch, private, tcp=inside), gaps)
     return Confinement(network or (files and landlock.abi() >= 4), files, tuple(gaps))
 
 
@@ -130,14 +126,12 @@ def _raise_loopback() -> None:
         fcntl.ioctl(control, SIOCSIFFLAGS, struct.pack("16sh22x", b"lo", IFF_UP))
 
 
-def _confine_files(scratch: Path, *, tcp: bool) -> None:
+def _confine_files(scratch: Path, private: Iterable[str], *, tcp: bool) -> None:
     if landlock.abi() == 0:
         raise OSError(0, "not offered by this kernel")
-    python = {Path(entry) for entry in (sys.prefix, sys.base_prefix, *sys.path) if entry}
-    system = [Path(entry) for entry in (*SYSTEM_FOLDERS, *SYSTEM_FILES)]
     devices = [Path(entry) for entry in (*DEVICES, SHARED_MEMORY)]
     devices += Path("/dev").glob("nvidia*")
-    landlock.restrict(read=[*python, *system], write=[scratch, *devices], tcp=tcp)
+    landlock.restrict(read=readable(private), write=[scratch, *devices], tcp=tcp)
 
 
 def _prctl(option: int, value: int) -> None:

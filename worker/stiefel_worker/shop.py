@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
+from urllib.parse import unquote, urlsplit
 
 import psutil
 from pydantic import Field
@@ -18,7 +19,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 import stiefel
 from stiefel_jobs.blobs import Blobs
-from stiefel_jobs.database import Database
+from stiefel_jobs.database import Database, normalize
 from stiefel_jobs.records import Claim
 from stiefel_jobs.settings import GIB, Settings
 from stiefel_jobs.store.workers import MEMORY, MEMORY_FIELDS
@@ -118,7 +119,19 @@ class Shop:
             memory_bytes=self.share_bytes(claim.queue),
             device=claim.queue,
             code=self.code,
+            private=private_folders(self.settings),
         )
+
+
+def private_folders(settings: Settings) -> list[str]:
+    """Folders of the service that no child may read, wherever an operator has put them."""
+    folders = [settings.data_dir, settings.scratch_dir or settings.data_dir]
+    if settings.store_url.startswith("file:"):
+        folders.append(Path(unquote(urlsplit(settings.store_url).path)))
+    database = normalize(settings.database_url)
+    if database.get_backend_name() == "sqlite" and database.database:
+        folders.append(Path(database.database).parent)  # its log lies beside it
+    return sorted({str(folder.absolute()) for folder in folders})
 
 
 def _memory_of_this_machine() -> int:
