@@ -94,6 +94,16 @@ def test_head_tells_without_sending(client: httpx.Client, path: str) -> None:
     assert (part.status_code, part.headers["content-length"]) == (206, "2")
 
 
+@pytest.mark.parametrize("direct", ["", "?direct=true", "?direct=false"])
+def test_head_is_answered_where_it_is_asked(client: httpx.Client, path: str, direct: str) -> None:
+    """A redirect would lead to a URL that is signed for GET alone."""
+    answer = client.head(path.replace("?direct=false", direct), follow_redirects=True)
+    assert (answer.status_code, answer.history) == (200, [])
+    assert answer.headers["content-length"] == "100000"
+    assert answer.headers["etag"] == f'"{SHA}"'
+    assert answer.headers["accept-ranges"] == "bytes"
+
+
 def test_an_empty_file(client: httpx.Client) -> None:
     path = f"/v1/artifacts/{put(client, b'', 'empty')}/content?direct=false"
     answer = client.get(path)
