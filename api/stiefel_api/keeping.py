@@ -112,8 +112,10 @@ def view(service: Service, upload: Upload) -> UploadView:
 
 
 def _part_url(service: Service, upload: Upload, number: int) -> str:
-    key = uploads.part_key(upload, number)
-    url = service.blobs.presign("PUT", key, service.settings.presign_s)
+    url = None
+    if service.settings.direct_uploads:
+        key = uploads.part_key(upload, number)
+        url = service.blobs.presign("PUT", key, service.settings.presign_s)
     return url or f"/v1/uploads/{upload.id}/parts/{number}"
 
 

@@ -12,6 +12,7 @@ import re
 import secrets
 from collections.abc import AsyncIterable, AsyncIterator, Iterable, Iterator, Sequence
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
@@ -67,6 +68,7 @@ class Blobs:
         url: ``file:///folder`` (made when missing) or ``s3://bucket/prefix``; other URLs that
             obstore knows (``gs://``, ``az://``) work with credentials from the environment.
         endpoint: of an S3-compatible server; plain http is allowed only when it says so.
+        public_endpoint: the same server as clients reach it, for the URLs signed for them.
     """
 
     def __init__(
@@ -74,18 +76,22 @@ class Blobs:
         url: str,
         *,
         endpoint: str | None = None,
+        public_endpoint: str | None = None,
         region: str = "us-east-1",
         access_key_id: str | None = None,
         secret_access_key: str | None = None,
     ) -> None:
         self.local = url.startswith("file://")
-        self.store = open_store(
+        opened = partial(
+            open_store,
             url,
-            endpoint=endpoint,
             region=region,
             access_key_id=access_key_id,
             secret_access_key=secret_access_key,
         )
+        self.store = opened(endpoint=endpoint)
+        # A signature covers the host: a URL signed for one name is void under another.
+        self._signer = opened(endpoint=public_endpoint) if public_endpoint else self.store
 
     @classmethod
     def of(cls, settings: Settings) -> Blobs:
@@ -94,6 +100,7 @@ class Blobs:
         return cls(
             settings.store_url,
             endpoint=settings.s3_endpoint,
+            public_endpoint=settings.s3_public_endpoint,
             region=settings.s3_region,
             access_key_id=key.get_secret_value() if key else None,
             secret_access_key=secret.get_secret_value() if secret else None,
@@ -292,9 +299,9 @@ class Blobs:
 
     def presign(self, method: Method, key: str, expires_s: float) -> str | None:
         """Return a URL that allows one method on one key for a while; None on a local store."""
-        if not isinstance(self.store, S3Store):
+        if not isinstance(self._signer, S3Store):
             return None
-        return obstore.sign(self.store, method, key, timedelta(seconds=expires_s))
+        return obstore.sign(self._signer, method, key, timedelta(seconds=expires_s))
 
     def _concatenate(self, keys: Sequence[str]) -> Iterator[bytes]:
         return ahead(chunk for key in keys for chunk in self.stream(key))

@@ -35,6 +35,8 @@ class Settings(BaseSettings):
     plugins: str = Field(default="", description="Packages of more methods, comma-separated")
 
     s3_endpoint: str | None = None
+    # The same store as clients reach it; only the URLs signed for them name it.
+    s3_public_endpoint: str | None = Field(default=None, pattern=r"^(https?://.+)?$")
     s3_region: str = "us-east-1"
     s3_access_key_id: SecretStr | None = None
     s3_secret_access_key: SecretStr | None = None
@@ -59,7 +61,9 @@ class Settings(BaseSettings):
     part_bytes: int = Field(default=64 * 2**20, ge=5 * 2**20)
     upload_ttl_s: float = Field(default=7 * 86400.0, gt=0)
     artifact_ttl_s: float | None = Field(default=30 * 86400.0, gt=0)
-    direct_downloads: bool = True  # send clients to the object store, where it can sign URLs
+    # Send clients to the object store, where it can sign URLs; off: all bytes pass the API.
+    direct_uploads: bool = True
+    direct_downloads: bool = True
     presign_s: float = Field(default=900.0, gt=0, le=900.0)
 
     @model_validator(mode="after")

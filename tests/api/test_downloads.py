@@ -7,7 +7,9 @@ from pathlib import Path
 
 import httpx
 import pytest
-from house import House, checkpoint, problem, put, submit
+from house import House, checkpoint, problem, put, running, submit
+
+from s3_server import S3Server
 
 DATA = os.urandom(100_000)
 SHA = hashlib.sha256(DATA).hexdigest()
@@ -141,6 +143,45 @@ def test_the_object_store_sends_where_it_can(distributed: House) -> None:
         other_method = httpx.put(location, content=b"x")
         other_key = httpx.get(location.replace(SHA, "0" * 64))
         assert (other_method.status_code, other_key.status_code) == (403, 403)
+
+
+def test_clients_may_know_the_store_by_another_address(tmp_path: Path, s3: S3Server) -> None:
+    public = s3.endpoint.replace("127.0.0.1", "localhost")
+    with (
+        running(tmp_path, **store_of(s3), s3_public_endpoint=public) as house,
+        house.client() as client,
+    ):
+        begun = client.post("/v1/uploads", json={"filename": "data.bin", "size": len(DATA)}).json()
+        part = begun["parts"][0]["url"]
+        assert part.startswith(f"{public}/addresses/")
+        assert httpx.put(part, content=DATA).status_code == 200
+        artifact = client.post(f"/v1/uploads/{begun['id']}/complete").json()
+        answer = client.get(artifact["links"]["content"])
+        assert answer.headers["location"].startswith(f"{public}/addresses/")
+        assert httpx.get(answer.headers["location"]).content == DATA
+
+
+def test_all_bytes_pass_the_service_where_clients_cannot_reach_the_store(
+    tmp_path: Path, s3: S3Server
+) -> None:
+    switches = {"direct_uploads": False, "direct_downloads": False}
+    with running(tmp_path, **store_of(s3), **switches) as house, house.client() as client:
+        begun = client.post("/v1/uploads", json={"filename": "data.bin", "size": len(DATA)}).json()
+        part = begun["parts"][0]["url"]
+        assert part == f"/v1/uploads/{begun['id']}/parts/1"
+        assert client.put(part, content=DATA).status_code == 204
+        artifact = client.post(f"/v1/uploads/{begun['id']}/complete").json()
+        answer = client.get(artifact["links"]["content"])
+        assert (answer.status_code, answer.content) == (200, DATA)
+
+
+def store_of(s3: S3Server) -> dict[str, str]:
+    return {
+        "store_url": s3.bucket("addresses"),
+        "s3_endpoint": s3.endpoint,
+        "s3_access_key_id": s3.access_key,
+        "s3_secret_access_key": s3.secret_key,
+    }
 
 
 def test_a_local_store_never_redirects(embedded: House) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 import httpx
 import pytest
 
+from s3_server import S3Server
 from stiefel_jobs.blobs import SMALL, Blobs, DigestMismatchError, TooLargeError
 from stiefel_jobs.records import Blob
 
@@ -179,6 +180,38 @@ def test_presigned_urls_allow_one_method_on_one_key(s3_blobs: Blobs) -> None:
     assert (part.status_code, part.content) == (206, b"part")
     assert httpx.put(get, content=b"x").status_code == 403
     assert httpx.get(get.replace("staging/part", "staging/other")).status_code == 403
+
+
+def test_urls_are_signed_for_the_address_that_clients_use(s3: S3Server) -> None:
+    public = s3.endpoint.replace("127.0.0.1", "localhost")
+    store = Blobs(
+        s3.bucket("public") + "/prefix",
+        endpoint=s3.endpoint,
+        public_endpoint=public,
+        access_key_id=s3.access_key,
+        secret_access_key=s3.secret_key,
+    )
+    put, get = (store.presign(method, "staging/part", 60) for method in ("PUT", "GET"))
+    assert put
+    assert get
+    assert put.startswith(f"{public}/public/prefix/staging/part?")
+    assert httpx.put(put, content=b"a part").status_code == 200
+    assert httpx.get(get).content == store.read_object("staging/part", 0, 6) == b"a part"
+
+
+def test_the_store_itself_is_never_asked_at_the_public_address(s3: S3Server) -> None:
+    store = Blobs(
+        s3.bucket("private"),
+        endpoint=s3.endpoint,
+        public_endpoint="https://files.invalid",
+        access_key_id=s3.access_key,
+        secret_access_key=s3.secret_key,
+    )
+    blob = store.put_stream("acme", [b"bytes"])
+    assert store.read("acme", blob.sha256, 0, 5) == b"bytes"
+    url = store.presign("GET", "staging/part", 60)
+    assert url is not None
+    assert url.startswith("https://files.invalid/private/staging/part?")
 
 
 def test_a_local_store_has_no_presigned_urls(tmp_path: Path) -> None:

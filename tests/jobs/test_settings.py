@@ -1,11 +1,14 @@
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
 from pydantic import ValidationError
 
 from stiefel_jobs.settings import Settings
+
+ROOT = Path(__file__).parents[2]
 
 
 def test_the_default_lives_in_one_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -44,3 +47,27 @@ def test_times_are_positive(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     monkeypatch.setenv(name, "0")
     with pytest.raises(ValidationError):
         Settings()
+
+
+def test_the_public_endpoint_is_a_url(monkeypatch: pytest.MonkeyPatch) -> None:
+    for good in ("https://files.example.org", "http://localhost:8333", ""):
+        monkeypatch.setenv("STIEFEL_S3_PUBLIC_ENDPOINT", good)
+        assert Settings().s3_public_endpoint == good
+    monkeypatch.setenv("STIEFEL_S3_PUBLIC_ENDPOINT", "localhost:8333")
+    with pytest.raises(ValidationError):
+        Settings()
+
+
+def test_the_compose_file_sends_no_client_to_a_store_it_hides(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    text = (ROOT / "docker-compose.yml").read_text(encoding="utf-8")
+    given = dict(re.findall(r"^ +(STIEFEL_\w+): \"?(.*?)\"?$", text, re.MULTILINE))
+    # An unknown name would be ignored in silence.
+    assert {name.removeprefix("STIEFEL_").lower() for name in given} <= set(Settings.model_fields)
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    settings = Settings()
+    assert settings.s3_endpoint == "http://s3:8333"
+    assert not settings.direct_uploads
+    assert not settings.direct_downloads
