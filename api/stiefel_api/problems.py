@@ -19,6 +19,7 @@ from starlette.responses import Response
 from stiefel.errors import StiefelError
 from stiefel.specs.base import InvalidSpecError
 from stiefel_jobs.errors import ActionNotAllowedError, StoreError
+from stiefel_jobs.outages import is_outage
 
 MEDIA_TYPE = "application/problem+json"
 FAULTS = "Try again; if it persists, report the request_id to whoever runs the service."
@@ -97,6 +98,19 @@ def respond(scope: Mapping[str, Any], problem: Problem) -> Response:
 def internal() -> Problem:
     """Return what a caller may know of a fault of the service."""
     return Problem(500, "internal_error", "The service failed to answer.", fix=FAULTS)
+
+
+def of_fault(error: Exception) -> Problem:
+    """Translate what nobody foresaw; a database that is away now is worth another try."""
+    if not is_outage(error):
+        return internal()
+    return Problem(
+        503,
+        "database_unavailable",
+        "The database cannot be reached at present.",
+        fix=FAULTS,
+        headers={"Retry-After": "1"},
+    )
 
 
 def of_store(error: StoreError) -> Problem:

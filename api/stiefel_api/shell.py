@@ -13,7 +13,7 @@ from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from stiefel_api.meters import Meters
-from stiefel_api.problems import Problem, internal, respond
+from stiefel_api.problems import Problem, of_fault, respond
 from stiefel_jobs.ids import new_id
 
 log = logging.getLogger(__name__)
@@ -59,9 +59,9 @@ class Shell:
             await exchange.refuse(scope, receive, problem)
         except ClientDisconnect:
             log.info("%s the client went away", request_id)
-        except Exception:
+        except Exception as error:
             log.exception("%s %s %s failed", request_id, scope["method"], scope["path"])
-            await exchange.refuse(scope, receive, internal())
+            await exchange.refuse(scope, receive, of_fault(error))
         finally:
             route = getattr(scope.get("route"), "path", "none")
             self.meters.count(scope["method"], route, exchange.status, exchange.seconds)

@@ -139,6 +139,17 @@ def test_a_fault_of_the_service_tells_nothing_of_its_inside(tmp_path: Path) -> N
     assert "jobs" not in document["detail"]
 
 
+def test_a_database_that_is_away_is_worth_another_try(tmp_path: Path) -> None:
+    url = "postgresql://someone:secret@127.0.0.1:1/stiefel"
+    app = create_app(Settings(data_dir=tmp_path, database_url=url, insecure=True))
+    answer = run(ask(app, "GET", "/v1/jobs/job_0"))
+    document = problem(answer, 503, "database_unavailable")
+    assert document["retryable"]
+    assert answer.headers["retry-after"] == "1"
+    for inside in ("127.0.0.1", "someone", "secret", "psycopg", "refused"):
+        assert inside not in answer.text
+
+
 def test_readiness_names_what_is_missing(tmp_path: Path) -> None:
     settings = Settings(data_dir=tmp_path, broker_url="redis://127.0.0.1:1/0")
     answer = run(ask(create_app(settings), "GET", "/readyz"))

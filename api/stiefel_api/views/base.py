@@ -149,8 +149,9 @@ def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
         428: "`If-Match` is required.",
         429: "A quota is used up.",
         500: "The service failed.",
+        503: "The database cannot be reached at present; `Retry-After` says when to try again.",
     }
-    wanted = {401, 403, 422, 500, *statuses}
+    wanted = {401, 403, 422, 500, 503, *statuses}
     content = {"application/problem+json": {"schema": {"$ref": "#/components/schemas/Problem"}}}
     return {s: {"description": texts[s], "content": content} for s in sorted(wanted)}
 
