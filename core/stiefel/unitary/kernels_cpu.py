@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
+from torch.autograd.graph import increment_version
 
 from stiefel.unitary.rank_k_update import Products, Variant
 
@@ -71,6 +72,7 @@ def step_(
         Wa[:, :, inside] -= _dots(Wa, residual) / 2
     factors = _factors(sweep, left, right, Wb, Wa, variant)
     sweep.update(factors, residual)
+    increment_version(W)  # torch did not see numba write: graphs that saved W are out of date
     if residual is None:
         return None
     return torch.from_numpy(residual).mT.reshape(*W.shape[:-2], p, len(columns))
@@ -83,6 +85,7 @@ def restore_columns_(W: Tensor, columns: range) -> Tensor:
     residual = sweep.residual()
     shapes = ((m, 0, n), (m, 0, p), (m, r, 0))
     sweep.update(_Factors(*(np.empty(shape, sweep.U.dtype) for shape in shapes)), residual)
+    increment_version(W)
     return torch.from_numpy(residual).mT.reshape(*W.shape[:-2], p, r)
 
 

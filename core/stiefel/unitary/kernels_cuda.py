@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import increment_version
 
 from stiefel.unitary import cuda_algebra
 from stiefel.unitary.drift import restore_columns_
@@ -71,6 +72,7 @@ def step_(
     # Triton launches on the current device.
     with torch.cuda.device_of(W):  # type: ignore[no-untyped-call]
         residual = _Step(W, a, b, columns.start if drift else None).take(variant, products)
+    increment_version(W)  # torch did not see Triton write: graphs that saved W are out of date
     if columns and not drift:
         return restore_columns_(W, columns)
     return residual
