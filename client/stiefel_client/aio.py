@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import asyncio
 import builtins
-import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
@@ -22,13 +22,13 @@ from stiefel_client import calls, transfers
 from stiefel_client.async_batches import AsyncBatches
 from stiefel_client.calls import Call
 from stiefel_client.checkpoint_files import download_checkpoint
-from stiefel_client.errors import ServerError, error_from
+from stiefel_client.errors import error_from
+from stiefel_client.following import Following, follow_async
 from stiefel_client.locate import find_service
 from stiefel_client.models import Artifact, Event, Job, Method, Page, Plan
 from stiefel_client.retries import RetryPolicy
-from stiefel_client.sse import EventReader
 from stiefel_client.transport import OnBytes, Transport, answer, connection, unreachable
-from stiefel_client.waiting import PATIENCE, drive_async, wait_steps
+from stiefel_client.waiting import drive_async, wait_steps
 
 T = TypeVar("T")
 
@@ -86,6 +86,15 @@ class AsyncStiefel:
                 if pause is None:
                     return answer(call, response)
             await asyncio.sleep(pause)
+
+    @asynccontextmanager
+    async def stream(self, call: Call[None]) -> AsyncIterator[httpx.Response]:
+        """Open a call whose answer is read line by line."""
+        async with self.http.stream(**call.arguments(self.timeout)) as response:
+            if response.status_code >= 400:
+                await response.aread()
+                raise error_from(response)
+            yield response
 
     async def whoami(self) -> Mapping[str, Any]:
         """Tenant and scopes of the key in use."""
@@ -167,35 +176,12 @@ class AsyncJobs:
         steps = wait_steps(job_id, look, timeout=timeout, on_change=on_change)
         return await drive_async(self._client.call, steps)
 
-    async def events(self, job_id: str, *, after: int = 0) -> AsyncIterator[Event]:
+    def events(
+        self, job_id: str, *, after: int = 0, timeout: float | None = None
+    ) -> AsyncIterator[Event]:
         """Every event beyond ``after``, live, until the job is finished; see ``Jobs.events``."""
-        reader = EventReader(after)
-        answered = time.monotonic()
-        while True:
-            seen = reader.last_id
-            try:
-                async for event in self._stream(job_id, reader):
-                    yield event
-            except (httpx.TransportError, ServerError) as error:
-                if time.monotonic() - answered > PATIENCE:
-                    raise unreachable(self._client.service, error) from error
-            else:
-                answered = time.monotonic()
-                if reader.last_id == seen and (await self.get(job_id)).finished:
-                    return
-            reader.broken()
-            await asyncio.sleep(reader.pause)
-
-    async def _stream(self, job_id: str, reader: EventReader) -> AsyncIterator[Event]:
-        call = calls.stream_events(job_id, after=reader.last_id)
-        async with self._client.http.stream(**call.arguments(self._client.timeout)) as response:
-            if response.status_code >= 400:
-                await response.aread()
-                raise error_from(response)
-            async for line in response.aiter_lines():
-                event = reader.feed(line)
-                if event is not None:
-                    yield event
+        service = self._client.service
+        return follow_async(self._client, Following(service, job_id, after=after, timeout=timeout))
 
     async def attempts(self, job_id: str) -> Any:
         """Every attempt, with the reason it ended."""

@@ -136,13 +136,15 @@ def list_events(job_id: str, *, after: int, limit: int) -> Call[Page[Event]]:
     return Call("GET", f"{_job(job_id)}/events", reader(Page[Event]), params=params)
 
 
-def stream_events(job_id: str, *, after: int) -> Call[None]:
-    """The live stream of events beyond ``after``; read line by line, hence without a parser."""
+def stream_events(job_id: str, *, after: int, silence: float) -> Call[None]:
+    """The live stream of events beyond ``after``; read line by line, hence without a parser.
+
+    ``silence``: seconds without a line after which the connection counts as broken.
+    """
     headers = {"Accept": STREAM_TYPE, "Cache-Control": "no-store"}
     if after:
         headers["Last-Event-ID"] = str(after)
-    # Keep-alives come every 15 s: a minute of silence is a dead connection.
-    return Call("GET", f"{_job(job_id)}/events", _nothing, headers=headers, timeout=60.0)
+    return Call("GET", f"{_job(job_id)}/events", _nothing, headers=headers, timeout=silence)
 
 
 def get_json(path: str) -> Call[Any]:

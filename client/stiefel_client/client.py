@@ -12,22 +12,18 @@ with Stiefel() as stiefel:
 from __future__ import annotations
 
 import builtins
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import httpx
-
 from stiefel_client import calls, transfers
 from stiefel_client.batches import Batches
 from stiefel_client.checkpoint_files import download_checkpoint
-from stiefel_client.errors import ServerError
+from stiefel_client.following import Following, follow
 from stiefel_client.models import Artifact, Event, Job, Method, Page, Plan
 from stiefel_client.retries import RetryPolicy
-from stiefel_client.sse import EventReader
-from stiefel_client.transport import OnBytes, Transport, unreachable
-from stiefel_client.waiting import PATIENCE, drive, wait_steps
+from stiefel_client.transport import OnBytes, Transport
+from stiefel_client.waiting import drive, wait_steps
 
 
 class Stiefel(Transport):
@@ -150,33 +146,24 @@ class Jobs:
         steps = wait_steps(job_id, look, timeout=timeout, on_change=on_change)
         return drive(self._client.call, steps)
 
-    def events(self, job_id: str, *, after: int = 0) -> Iterator[Event]:
+    def events(
+        self, job_id: str, *, after: int = 0, timeout: float | None = None
+    ) -> Iterator[Event]:
         """Every event beyond ``after``, live, until the job is finished.
 
         A broken connection is taken up again behind the last event: no gap, no repeat.
-        """
-        reader = EventReader(after)
-        answered = time.monotonic()
-        while True:
-            seen = reader.last_id
-            try:
-                yield from self._stream(job_id, reader)
-            except (httpx.TransportError, ServerError) as error:
-                if time.monotonic() - answered > PATIENCE:
-                    raise unreachable(self._client.service, error) from error
-            else:
-                answered = time.monotonic()
-                if reader.last_id == seen and self.get(job_id).finished:
-                    return
-            reader.broken()
-            time.sleep(reader.pause)
 
-    def _stream(self, job_id: str, reader: EventReader) -> Iterator[Event]:
-        with self._client.stream(calls.stream_events(job_id, after=reader.last_id)) as response:
-            for line in response.iter_lines():
-                event = reader.feed(line)
-                if event is not None:
-                    yield event
+        Args:
+            job_id: the job to follow.
+            after: ``seq`` of the last event already known.
+            timeout: seconds; None follows for ever.
+
+        Raises:
+            WaitTimeoutError: not finished in time; the job itself goes on.
+            ServiceUnreachableError: the service was away for a minute.
+        """
+        service = self._client.service
+        return follow(self._client, Following(service, job_id, after=after, timeout=timeout))
 
     def attempts(self, job_id: str) -> Any:
         """Every attempt, with the reason it ended."""

@@ -64,11 +64,16 @@ def wait_steps(
             if reading.found.finished:
                 return reading.found
         if deadline is not None and clock() >= deadline:
-            raise WaitTimeoutError(
-                f"{name} is still {status} after {timeout:g} s",
-                fix=f"It goes on without you; look again with: stiefel watch {name}",
-            )
+            raise out_of_time(name, status, timeout or 0.0)
         yield _pause(reading, held=clock() - asked_at)
+
+
+def out_of_time(name: str, status: str, timeout: float) -> WaitTimeoutError:
+    """The error for work that goes on beyond the caller's time."""
+    return WaitTimeoutError(
+        f"{name} is still {status} after {timeout:g} s",
+        fix=f"It goes on without you; look again with: stiefel watch {name}",
+    )
 
 
 def drive(call: Callable[[Call[Reading[W]]], Reading[W]], steps: Steps[W]) -> W:

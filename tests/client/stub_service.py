@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -14,12 +14,16 @@ from urllib.parse import urlsplit
 
 @dataclass
 class Answer:
-    """Status, headers and body; ``cut`` sends that many bytes of the body and hangs up."""
+    """Status, headers and body; ``cut`` sends that many bytes of the body and hangs up.
+
+    ``live`` is a body that comes bit by bit and is torn off where it ends.
+    """
 
     status: int = 200
     body: Any = None
     headers: dict[str, str] = field(default_factory=dict)
     cut: int | None = None
+    live: Iterable[bytes] | None = None
 
 
 @dataclass
@@ -77,6 +81,9 @@ def stub_service() -> Iterator[StubService]:
             self.send_response_only(answer.status)
             for name, value in answer.headers.items():
                 self.send_header(name, value)
+            if answer.live is not None:
+                self.stream(answer.live)
+                return
             if answer.status not in (204, 304):
                 self.send_header("Content-Length", str(len(data)))
             self.end_headers()
@@ -84,6 +91,15 @@ def stub_service() -> Iterator[StubService]:
             if answer.cut is not None:
                 self.wfile.flush()
                 self.close_connection = True
+
+        def stream(self, pieces: Iterable[bytes]) -> None:
+            self.send_header("Content-Length", str(10**9))
+            self.end_headers()
+            with suppress(ConnectionError):  # the client may leave first
+                for piece in pieces:
+                    self.wfile.write(piece)
+                    self.wfile.flush()
+            self.close_connection = True
 
         do_GET = do_PUT = do_POST = do_DELETE = answer  # noqa: N815 - named by the base
 

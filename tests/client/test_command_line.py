@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -144,6 +145,20 @@ def test_ctrl_c_detaches_with_a_hint(service, at) -> None:
     assert process.returncode == 130
     assert "stiefel watch job_1" in complaint
     assert "Traceback" not in complaint
+
+
+def test_watching_events_ends_on_time_too(service, at) -> None:
+    def alive() -> Iterator[bytes]:
+        for _ in range(200):
+            yield b": still here\n\n"
+            time.sleep(0.1)
+
+    stream = Answer(200, headers={"Content-Type": "text/event-stream"}, live=alive())
+    service.on("GET", "/v1/jobs/job_1/events", stream)
+    service.on("GET", "/v1/jobs/job_1", Answer(200, JOB | {"status": "running"}))
+    done = run("watch", "job_1", "--events", "--timeout", "0.5", *at)
+    assert done.returncode == 3, done.stderr
+    assert "stiefel watch job_1" in done.stderr
 
 
 def test_jobs_lists_pages_as_table_and_as_json(service, at) -> None:

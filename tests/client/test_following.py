@@ -5,11 +5,19 @@ from __future__ import annotations
 import asyncio
 import json
 import time
+from collections.abc import Iterator
 
 import pytest
 from stub_service import Answer, problem
 
-from stiefel_client import AsyncStiefel, NotFoundError, RetryPolicy, WaitTimeoutError
+from stiefel_client import (
+    AsyncStiefel,
+    NotFoundError,
+    RetryPolicy,
+    ServiceUnreachableError,
+    WaitTimeoutError,
+    following,
+)
 from stiefel_client.sse import EventReader
 
 PATH = "/v1/jobs/job_1"
@@ -101,6 +109,83 @@ def test_the_asynchronous_stream_and_wait_do_the_same(service) -> None:
             return events
 
     check_events(service, asyncio.run(run()))
+
+
+def keep_alives(seconds: float, *, every: float = 0.05) -> Iterator[bytes]:
+    yield b"retry: 10\n\n"
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        time.sleep(every)
+        yield b": still here\n\n"
+
+
+def script_a_late_break(service) -> None:
+    service.on(
+        "GET",
+        PATH + "/events",
+        Answer(200, headers=STREAM, live=keep_alives(0.0)),
+        Answer(200, headers=STREAM, live=keep_alives(0.6)),
+        Answer(200, stream((1, "job.completed")), STREAM),
+        Answer(200, b"", STREAM),
+    )
+    service.on("GET", PATH, Answer(200, job("succeeded")))
+
+
+def test_a_break_after_a_long_quiet_stream_is_survived(service, client, monkeypatch) -> None:
+    monkeypatch.setattr(following, "PATIENCE", 0.3)
+    script_a_late_break(service)
+    assert [event.seq for event in client.jobs.events("job_1")] == [1]
+
+
+def test_the_asynchronous_client_survives_it_too(service, monkeypatch) -> None:
+    monkeypatch.setattr(following, "PATIENCE", 0.3)
+    script_a_late_break(service)
+
+    async def run() -> list[int]:
+        async with AsyncStiefel(service.url, "k") as client:
+            return [event.seq async for event in client.jobs.events("job_1")]
+
+    assert asyncio.run(run()) == [1]
+
+
+def test_a_service_that_dies_before_the_last_look_is_waited_for(service, client) -> None:
+    service.on("GET", PATH + "/events", Answer(200, b"retry: 10\n\n", STREAM))
+    down = [problem(503, "starting", "not yet")] * 4  # more than one call is repeated
+    service.on("GET", PATH, *down, Answer(200, job("succeeded")))
+    assert list(client.jobs.events("job_1")) == []
+
+
+def test_events_give_up_on_a_service_that_stays_away(service, client, monkeypatch) -> None:
+    monkeypatch.setattr(following, "PATIENCE", 0.3)
+    torn = Answer(200, headers=STREAM, live=[b"retry: 10\n\n"])
+    service.on("GET", PATH + "/events", torn, problem(503, "starting", "not yet"))
+    with pytest.raises(ServiceUnreachableError):
+        list(client.jobs.events("job_1"))
+    assert len(service.seen("GET", PATH + "/events")) > 3
+
+
+@pytest.mark.parametrize("every", [0.05, 30.0], ids=["keep-alives", "silence"])
+def test_events_end_when_the_callers_time_is_over(service, client, every) -> None:
+    body = keep_alives(30, every=every)
+    service.on("GET", PATH + "/events", Answer(200, headers=STREAM, live=body))
+    begun = time.monotonic()
+    with pytest.raises(WaitTimeoutError, match=r"after 0\.5 s"):
+        list(client.jobs.events("job_1", timeout=0.5))
+    assert 0.5 <= time.monotonic() - begun < 1.5
+
+
+def test_the_end_is_kept_to_in_silence_after_an_event(service, client) -> None:
+    def quiet(n: int) -> Iterator[bytes]:
+        time.sleep(1.5 if n == 1 else 0.0)
+        yield b"retry: 10\n\n" + (stream((1, "job.status")) if n == 1 else b"")
+        time.sleep(30)
+
+    answers = [Answer(200, headers=STREAM, live=quiet(n)) for n in (1, 2)]
+    service.on("GET", PATH + "/events", *answers)
+    begun = time.monotonic()
+    with pytest.raises(WaitTimeoutError):
+        list(client.jobs.events("job_1", timeout=2.0))
+    assert 2.0 <= time.monotonic() - begun < 3.1
 
 
 def test_an_unknown_jobs_stream_is_an_error_at_once(client) -> None:

@@ -37,13 +37,13 @@ def watch(
             follow_batch(client, job, timeout=timeout, form="table", json=json)
             return
         if events:
-            _print_events(client, job, json=json)
+            _print_events(client, job, timeout=timeout, json=json)
         follow(client, job, timeout=timeout, download=None, json=json)
 
 
-def _print_events(client: Stiefel, job_id: str, *, json: bool) -> None:
+def _print_events(client: Stiefel, job_id: str, *, timeout: float | None, json: bool) -> None:
     try:
-        for event in client.jobs.events(job_id):
+        for event in client.jobs.events(job_id, timeout=timeout):
             if json:
                 print_json_line(event)
             else:
