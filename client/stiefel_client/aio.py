@@ -161,7 +161,7 @@ class AsyncJobs:
         return await self._client.call(calls.act_on_job(job_id, "resume"))
 
     async def retry(self, job_id: str) -> Job:
-        """Let a failed, cancelled or expired job start again."""
+        """Let a failed or cancelled job start again; see ``Jobs.retry``."""
         return await self._client.call(calls.act_on_job(job_id, "retry"))
 
     async def wait(

@@ -122,7 +122,11 @@ class Jobs:
         return self._client.call(calls.act_on_job(job_id, "resume"))
 
     def retry(self, job_id: str) -> Job:
-        """Let a failed, cancelled or expired job start again."""
+        """Let a failed or cancelled job start again.
+
+        Raises:
+            ConflictError: it succeeded, or expired; submit an expired one anew.
+        """
         return self._client.call(calls.act_on_job(job_id, "retry"))
 
     def wait(

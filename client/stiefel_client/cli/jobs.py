@@ -108,7 +108,7 @@ def resume(job: JobId, url: Url = None, key: Key = None, json: Json = False) -> 
 
 
 def retry(job: JobId, url: Url = None, key: Key = None, json: Json = False) -> None:
-    """Start a failed, cancelled or expired job again."""
+    """Start a failed or cancelled job again."""
     with Stiefel(url, key) as client:
         _show(client.jobs.retry(job), json=json)
 
