@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from threading import Barrier
 
 import pytest
 from sqlalchemy import func, select
@@ -67,6 +68,22 @@ def test_the_quota_counts_unfinished_jobs(yard: Yard) -> None:
     send(yard.db, None, tenant="rival", max_live=2)
     cancel(yard.db, tenant=TENANT, job_id=first.id)
     send(yard.db, None, max_live=2)
+
+
+def test_the_quota_holds_for_requests_at_once(db: Database) -> None:
+    start = Barrier(24)
+
+    def attempt(_: int) -> bool:
+        start.wait()
+        try:
+            send(db, None, max_live=5)
+        except LimitError:
+            return False
+        return True
+
+    with ThreadPoolExecutor(24) as pool:
+        accepted = sum(pool.map(attempt, range(24)))
+    assert (accepted, count(db)) == (5, 5)
 
 
 def test_the_same_key_and_request_give_the_same_job(yard: Yard) -> None:
