@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
+from stiefel.destination import destination
 from stiefel.errors import InvalidInputError
 from stiefel.linalg.precision import products_are_whole
 from stiefel.unitary import handover
@@ -34,9 +35,10 @@ class _FrameProduct(torch.autograd.Function):
         x, W, y = ctx.saved_tensors
         grad_x = delta @ W.conj().to(delta.dtype)
         rows, steps = x.reshape(-1, x.shape[-1]), delta.reshape(-1, delta.shape[-1])
-        if not ctx.needs_input_grad[1]:
-            return grad_x, None
-        if not handover.accepts(ctx.parameter, rows.shape[0]):
+        goes = destination(ctx, 1)
+        if goes == "nowhere":
+            return grad_x.to(x.dtype), None
+        if goes == "caller" or not handover.accepts(ctx.parameter, rows.shape[0]):
             return grad_x.to(x.dtype), (steps.mT @ rows.conj().to(steps.dtype)).to(W.dtype)
         a, b = steps.mT.to(W.dtype), rows.mT.to(W.dtype)
         # Products of half precision or TF32 would carry their rounding into W.
@@ -61,9 +63,10 @@ class _TransposedProduct(torch.autograd.Function):
         x, W = ctx.saved_tensors
         grad_x = delta @ W.mH.to(delta.dtype)
         rows, steps = x.reshape(-1, x.shape[-1]), delta.reshape(-1, delta.shape[-1])
-        if not ctx.needs_input_grad[1]:
-            return grad_x, None
-        if not handover.accepts(ctx.parameter, rows.shape[0]):
+        goes = destination(ctx, 1)
+        if goes == "nowhere":
+            return grad_x.to(x.dtype), None
+        if goes == "caller" or not handover.accepts(ctx.parameter, rows.shape[0]):
             return grad_x.to(x.dtype), (rows.mH.to(steps.dtype) @ steps).to(W.dtype)
         handover.put(ctx.parameter, Gradient(rows.mH.to(W.dtype), steps.mH.to(W.dtype)))
         return grad_x.to(x.dtype), None

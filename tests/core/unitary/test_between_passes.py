@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
-from stiefel.unitary import OrthogonalLinear, ProjUNN
+from stiefel.unitary import OrthogonalLinear, ProjUNN, UnitaryLinear, handover
 from stiefel.unitary.stepping import step_
 
 
@@ -35,3 +37,70 @@ def test_every_step_tells_torch_that_the_matrix_changed(
     before = W._version
     step_(view, *draw.step(40, 40, rank, 1), columns=columns)
     assert W._version > before
+
+
+KINDS = [
+    (OrthogonalLinear, (32, 32)),
+    (OrthogonalLinear, (32, 40)),
+    (OrthogonalLinear, (40, 32)),
+    (UnitaryLinear, (40, 32)),
+]
+
+
+def twins(
+    draw: Any, kind: type[OrthogonalLinear] = OrthogonalLinear, sizes: tuple[int, int] = (32, 32)
+) -> list[tuple[OrthogonalLinear, ProjUNN]]:
+    """A layer that hands over factors, and a copy of it with dense gradients."""
+    dtype = torch.complex128 if kind is UnitaryLinear else torch.float64
+    layer = kind(*sizes, dtype=dtype, generator=draw.generator)
+    twin = copy.deepcopy(layer)
+    dense = ProjUNN([twin.frame], lr=0.05, rank=min(sizes), factored=False)
+    return [(layer, ProjUNN([layer.frame], lr=0.05)), (twin, dense)]
+
+
+def loss_of(layer: OrthogonalLinear, x: Tensor) -> Tensor:
+    return layer(x).abs().square().sin().sum()
+
+
+@pytest.mark.parametrize(("kind", "sizes"), KINDS)
+@pytest.mark.parametrize("how", ["autograd.grad", "backward(inputs)"])
+def test_a_gradient_of_the_input_leaves_nothing_for_the_step(
+    draw: Any, kind: type[OrthogonalLinear], sizes: tuple[int, int], how: str
+) -> None:
+    pairs = twins(draw, kind, sizes)
+    x = draw.normal(4, sizes[0], dtype=pairs[0][0].frame.dtype)
+    for layer, optimizer in pairs:
+        attacked = x.clone().requires_grad_()
+        if how == "autograd.grad":
+            (ascent,) = torch.autograd.grad(loss_of(layer, attacked), attacked)
+        else:
+            loss_of(layer, attacked).backward(inputs=[attacked])
+            ascent = attacked.grad
+        assert handover.pending(layer.frame) is None
+        loss_of(layer, x + 0.1 * ascent).backward()
+        optimizer.step()
+    assert torch.allclose(pairs[0][0].frame, pairs[1][0].frame, atol=1e-11)
+
+
+@pytest.mark.parametrize(("kind", "sizes"), KINDS)
+def test_who_asks_for_the_gradient_of_a_frame_gets_it(
+    draw: Any, kind: type[OrthogonalLinear], sizes: tuple[int, int]
+) -> None:
+    pairs = twins(draw, kind, sizes)
+    x = draw.normal(4, sizes[0], dtype=pairs[0][0].frame.dtype).requires_grad_()
+    gradients = [
+        torch.autograd.grad(loss_of(layer, x), [layer.frame, x], retain_graph=True)
+        for layer, _ in pairs
+    ]
+    for one, two in zip(*gradients, strict=True):
+        assert torch.allclose(one, two)
+    assert handover.pending(pairs[0][0].frame) is None
+
+
+def test_a_pass_that_names_the_frame_hands_over_factors(draw: Any) -> None:
+    (layer, _), _ = twins(draw)
+    x = draw.normal(4, 32).requires_grad_()
+    loss_of(layer, x).backward(inputs=[layer.frame])
+    assert handover.pending(layer.frame) is not None
+    assert layer.frame.grad is None
+    assert x.grad is None
