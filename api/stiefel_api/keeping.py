@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 
@@ -41,24 +43,80 @@ def keep_staged(
         service.blobs.discard(staging)
 
 
-def assemble(service: Service, upload: Upload) -> Artifact:
-    """Make the parts of an open upload an artifact.
+def finished(service: Service, upload: Upload) -> Artifact | None:
+    """Return what an upload became, None while it is open.
 
     Raises:
-        Problem: 409 while parts are missing; 422 when the content is not what was promised, and
-            then the upload is dropped.
+        Problem: 410 when it was aborted.
     """
+    if upload.artifact_id is not None:
+        return artifacts.get_artifact(
+            service.db, tenant=upload.tenant, artifact_id=upload.artifact_id
+        )
+    require_open(upload)
+    return None
+
+
+def assemble(service: Service, upload: Upload) -> Artifact:
+    """Make the parts of an open upload an artifact; asked for twice at once, the same one.
+
+    Raises:
+        Problem: 409 while parts are missing; 410 when the upload was aborted meanwhile; 422 when
+            the content is not what was promised, and then the upload is dropped; 503 while this
+            process is at it already.
+    """
+    with _alone(service, upload):
+        gone: Exception | None = _parts_missing(service, upload)
+        if gone is None:
+            try:
+                return _put_together(service, upload)
+            except FileNotFoundError as error:
+                gone = error
+        # Whoever completes or drops the upload, another process too, takes its parts away.
+        now = uploads.get_upload(service.db, tenant=upload.tenant, upload_id=upload.id)
+        artifact = finished(service, now)
+        if artifact is None:
+            raise gone
+        return artifact
+
+
+@contextmanager
+def _alone(service: Service, upload: Upload) -> Iterator[None]:
+    """Let this process put an upload together once at a time: it reads all of its bytes."""
+    mine = object()
+    if service.assembling.setdefault(upload.id, mine) is not mine:
+        # About as long as the bytes take, and no longer than clients are ready to wait.
+        seconds = min(60, 1 + upload.size // 2**28)
+        raise Problem(
+            503,
+            "upload_assembling",
+            f"The parts of upload {upload.id} are being put together.",
+            fix=f"Repeat POST /v1/uploads/{upload.id}/complete after the time in Retry-After.",
+            headers={"Retry-After": str(seconds)},
+        )
+    try:
+        yield
+    finally:
+        del service.assembling[upload.id]
+
+
+def _parts_missing(service: Service, upload: Upload) -> Problem | None:
     count = uploads.part_count(upload)
     received = {part.number for part in uploads.received_parts(service.blobs, upload)}
-    if missing := [n for n in range(1, count + 1) if n not in received]:
-        raise Problem(
-            409,
-            "parts_missing",
-            f"{len(missing)} of {count} parts have not arrived whole, the first is {missing[0]}.",
-            fix=f"PUT the missing parts; GET /v1/uploads/{upload.id} lists their URLs.",
-            missing_parts=missing[:1000],
-        )
-    keys = [uploads.part_key(upload, number) for number in range(1, count + 1)]
+    missing = [n for n in range(1, count + 1) if n not in received]
+    if not missing:
+        return None
+    return Problem(
+        409,
+        "parts_missing",
+        f"{len(missing)} of {count} parts have not arrived whole, the first is {missing[0]}.",
+        fix=f"PUT the missing parts; GET /v1/uploads/{upload.id} lists their URLs.",
+        missing_parts=missing[:1000],
+    )
+
+
+def _put_together(service: Service, upload: Upload) -> Artifact:
+    keys = [uploads.part_key(upload, n) for n in range(1, uploads.part_count(upload) + 1)]
     try:
         # The header is looked at before anything is copied: a bad file costs two short reads.
         draft = Blob(upload.sha256 or "", upload.size)
@@ -92,11 +150,7 @@ def _drop(service: Service, upload: Upload) -> None:
 def view(service: Service, upload: Upload) -> UploadView:
     """Show an upload with its parts, and with URLs for those that are missing."""
     if upload.state != "open":
-        artifact = None
-        if upload.artifact_id is not None:
-            artifact = artifacts.get_artifact(
-                service.db, tenant=upload.tenant, artifact_id=upload.artifact_id
-            )
+        artifact = finished(service, upload) if upload.state == "completed" else None
         return UploadView.of(upload, [], artifact)
     received = {part.number for part in uploads.received_parts(service.blobs, upload)}
     parts = [

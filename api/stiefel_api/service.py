@@ -31,6 +31,8 @@ class Service:
     meters: Meters
     #: A header at the limit takes 200 MB to parse: one at a time.
     parsing: threading.Lock
+    #: Ids of the uploads whose parts this process is putting together.
+    assembling: dict[str, object]
 
     @classmethod
     def of(cls, settings: Settings) -> Service:
@@ -44,6 +46,7 @@ class Service:
             waiters=Waiters(partial(queries.versions, db)),
             meters=Meters(),
             parsing=threading.Lock(),
+            assembling={},
         )
 
 

@@ -10,6 +10,7 @@ from starlette.concurrency import run_in_threadpool
 
 from stiefel_api.keeping import (
     assemble,
+    finished,
     keep_staged,
     require_open,
     too_large,
@@ -177,13 +178,7 @@ def complete(
     May be repeated: an upload that is complete answers its artifact again.
     """
     upload = uploads.get_upload(service.db, tenant=caller.tenant, upload_id=upload_id)
-    if upload.artifact_id is not None:
-        artifact = artifacts.get_artifact(
-            service.db, tenant=caller.tenant, artifact_id=upload.artifact_id
-        )
-    else:
-        require_open(upload)
-        artifact = assemble(service, upload)
+    artifact = finished(service, upload) or assemble(service, upload)
     response.headers["Location"] = f"/v1/artifacts/{artifact.id}"
     return ArtifactView.of(artifact)
 
