@@ -17,6 +17,7 @@ from torch import Tensor
 
 from stiefel.errors import InvalidInputError
 from stiefel.linalg import polar_factor
+from stiefel.linalg.truncated_svd import widened
 
 Scale = Literal["none", "mean"]
 
@@ -27,7 +28,7 @@ class NearestUnitary:
 
     factor: Tensor  # (n, m) like the input: orthonormal columns, or rows where n < m
     gain: float  # s: 1, or the mean singular value
-    distance: float  # ||W - s Q||_F
+    distance: float  # ||W - s Q||_F, measured in float64
     optimum: float  # the least distance over both determinants, at the same s
     defect: float  # of the factor
     turned: bool  # the least singular direction was turned for the determinant
@@ -49,17 +50,14 @@ def nearest_unitary(
         InvalidInputError: not a matrix, non-finite entries, or ``mean`` of a zero matrix.
     """
     tall, wide = oriented(w)
-    factor, defect = polar_factor(tall)[:2]
-    aligned = float(torch.linalg.vecdot(factor.flatten(), tall.flatten()).real)  # sum of sigma
-    turned = determinant == 1 and not w.is_complex() and is_reflection(factor)
-    gain, loss = fitted_gain(tall, aligned, scale)
-    gap = 0.0
-    if turned:
-        factor, least = turn_least(tall)
-        gap = 4 * gain * least
-    distances = [max(0.0, value) ** 0.5 for value in (loss + gap, loss)]
+    nearest, defect = polar_factor(tall)[:2]
+    gain = fitted_gain(tall, nearest, scale)
+    turned = determinant == 1 and not w.is_complex() and is_reflection(nearest)
+    factor = turn_least(tall) if turned else nearest
+    optimum = _distance(tall, nearest, gain)
+    distance = _distance(tall, factor, gain) if turned else optimum
     return NearestUnitary(
-        factor.mH if wide else factor, gain, distances[0], distances[1], float(defect), turned
+        factor.mH if wide else factor, gain, distance, optimum, float(defect), turned
     )
 
 
@@ -86,23 +84,31 @@ def is_reflection(factor: Tensor) -> bool:
     return square and factor.numel() > 0 and bool(torch.linalg.slogdet(factor).sign < 0)
 
 
-def fitted_gain(x: Tensor, aligned: float, scale: Scale) -> tuple[float, float]:
-    """Return s and the least ``||X - s Q||_F^2`` where ``aligned`` is the sum of the sigma."""
+def fitted_gain(x: Tensor, factor: Tensor, scale: Scale) -> float:
+    """Return the s of the least ``||X - s Q||_F``: the mean singular value, or 1."""
     p = x.shape[-1]
-    squares = float(torch.linalg.matrix_norm(x.to(torch.promote_types(x.dtype, torch.float64))))
-    gain = aligned / p if scale == "mean" and p else 1.0
+    if scale == "none" or not p:
+        return 1.0
+    nuclear = torch.linalg.vecdot(widened(factor).flatten(), widened(x).flatten()).real
+    gain = float(nuclear) / p
     if gain == 0.0:
         raise InvalidInputError(
             "a zero matrix has no mean singular value to keep",
             code="zero_matrix",
             fix='exclude the tensor or use scale "none"',
         )
-    return gain, squares**2 - 2 * gain * aligned + gain**2 * p
+    return gain
 
 
-def turn_least(x: Tensor) -> tuple[Tensor, float]:
-    """Return the polar factor with its least singular direction turned, and sigma_min."""
+def turn_least(x: Tensor) -> Tensor:
+    """Return the polar factor with its least singular direction turned."""
     left, sigma, right = torch.linalg.svd(x, full_matrices=False)
     signs = torch.ones_like(sigma)
     signs[-1] = -1
-    return (left * signs) @ right, float(sigma[-1])
+    turned: Tensor = (left * signs) @ right
+    return turned
+
+
+def _distance(x: Tensor, factor: Tensor, gain: float) -> float:
+    # Not by |X|^2 - 2 s sum sigma + s^2 p, which keeps only half of the digits near a frame.
+    return float(torch.linalg.vector_norm(widened(x) - gain * widened(factor)))

@@ -13,15 +13,19 @@ iteration for wide matrices).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from stiefel.errors import InvalidInputError
 from stiefel.linalg import polar_factor
+from stiefel.linalg.truncated_svd import widened
 from stiefel.projection.nearest import Scale
 
+ROWS = 8192  # rows widened to float64 at a time
 UNSEEN = 1e-9  # weight of directions without data, over the mean moment
 
 
@@ -61,7 +65,8 @@ def procrustes(
     Raises:
         InvalidInputError: shapes that do not fit, or non-finite entries.
 
-    Cost: one m x m Gram matrix of the inputs and one polar factor (one per iteration if wide).
+    Cost: one m x m Gram matrix of the inputs in float64 and one polar factor (one per iteration
+    if wide); with ``outputs`` also two to five products of the inputs by m x n, for the distances.
     """
     rows = inputs.reshape(-1, inputs.shape[-1]) if inputs.ndim else inputs
     if w.ndim != 2 or rows.ndim != 2 or rows.shape[-1] != w.shape[1]:
@@ -73,20 +78,14 @@ def procrustes(
     w, rows = w.detach().to(wide), rows.detach().to(wide)
     if not bool(torch.isfinite(rows).all()):
         raise InvalidInputError("the inputs hold non-finite entries", code="non_finite_inputs")
-    moment = rows.mT @ rows.conj() / max(1, len(rows))
     if outputs is None:
-        problem = _Problem(moment, w @ moment, _inner(w, w @ moment), scale)
-    else:
-        wanted = outputs.detach().reshape(-1, outputs.shape[-1]).to(wide)
-        if wanted.shape != (len(rows), w.shape[0]):
-            raise InvalidInputError(
-                f"outputs {tuple(outputs.shape)} do not fit inputs {tuple(inputs.shape)}"
-            )
-        count = max(1, len(rows))
-        problem = _Problem(
-            moment, wanted.mT @ rows.conj() / count, _inner(wanted, wanted) / count, scale
+        return _solved(w, _of_weights(w, _summed(rows, rows), scale), tolerance, limit)
+    wanted = outputs.detach().reshape(-1, outputs.shape[-1]).to(wide)
+    if wanted.shape != (len(rows), w.shape[0]):
+        raise InvalidInputError(
+            f"outputs {tuple(outputs.shape)} do not fit inputs {tuple(inputs.shape)}"
         )
-    return _solved(w, problem, tolerance, limit)
+    return _solved(w, _of_outputs(rows, wanted, scale), tolerance, limit)
 
 
 def procrustes_for_moment(
@@ -119,7 +118,7 @@ def procrustes_for_moment(
             fix="the moment is square, one row per column of the weights",
         )
     wide = torch.promote_types(torch.promote_types(w.dtype, moment.dtype), torch.float32)
-    w, moment = w.detach().to(wide), moment.detach().to(wide)
+    w, moment = w.detach().to(wide), widened(moment.detach().to(wide))
     mean = float(moment.diagonal().real.mean())
     if not (mean > 0 and bool(torch.isfinite(moment).all())):
         raise InvalidInputError(
@@ -127,47 +126,101 @@ def procrustes_for_moment(
             code="empty_calibration",
             fix="give batches that reach the layer",
         )
-    moment = moment / mean
-    moment = moment + UNSEEN * torch.eye(len(moment), dtype=wide, device=moment.device)
-    problem = _Problem(moment, w @ moment, _inner(w, w @ moment), scale)
-    return _solved(w, problem, tolerance, limit)
+    return _solved(w, _of_weights(w, moment, scale, unseen=UNSEEN), tolerance, limit)
 
 
+@dataclass(frozen=True)
 class _Problem:
-    """The quadratic in Q, with C the second moment of the inputs."""
+    """The quadratic in Q, over the mean moment of the inputs, with C their second moment."""
 
-    def __init__(self, moment: Tensor, aligned: Tensor, norm: float, scale: Scale) -> None:
-        self.moment = moment  # C
-        self.aligned = aligned  # W C, or the products of wanted outputs and inputs
-        self.norm = norm  # of the outputs, squared
-        self.scale = scale
+    moment: Tensor  # C
+    aligned: Tensor  # W C, or the products of wanted outputs and inputs
+    norm: float  # of the outputs, squared
+    scale: Scale
+    measured: Callable[[Tensor, float], float]  # the square of Q and s, from their difference
+
+    def to(self, dtype: torch.dtype) -> _Problem:
+        return replace(self, moment=self.moment.to(dtype), aligned=self.aligned.to(dtype))
 
     def gain(self, q: Tensor) -> float:
+        q = q.to(self.moment.dtype)
         quadratic = _inner(q, q @ self.moment)
         fitted = self.scale == "mean" and quadratic > 0
         return _inner(q, self.aligned) / quadratic if fitted else 1.0
 
     def square(self, q: Tensor) -> float:
+        """What an iteration compares: three sums, of which half the digits cancel near zero."""
         s = self.gain(q)
         cross, quadratic = _inner(q, self.aligned), _inner(q, q @ self.moment)
         return max(0.0, self.norm - 2 * s * cross + s * s * quadratic)
 
+    def distance(self, q: Tensor) -> float:
+        """What is reported: relative, in float64, with all its digits."""
+        tiny = torch.finfo(self.moment.dtype).tiny
+        return math.sqrt(max(0.0, self.measured(q, self.gain(q))) / max(self.norm, tiny))
+
+
+def _of_weights(w: Tensor, moment: Tensor, scale: Scale, *, unseen: float = 0.0) -> _Problem:
+    """Outputs as ``w`` gives them; ``unseen`` decides between factors, but is no distance."""
+    w, moment = widened(w), moment / _mean(moment)
+
+    def measured(q: Tensor, s: float) -> float:
+        change = w - s * widened(q)
+        return _inner(change, change @ moment)
+
+    eye = torch.eye(len(moment), dtype=moment.dtype, device=moment.device)
+    shifted = moment + unseen * eye
+    return _Problem(shifted, w @ shifted, _inner(w, w @ moment), scale, measured)
+
+
+def _of_outputs(rows: Tensor, wanted: Tensor, scale: Scale) -> _Problem:
+    """Outputs of their own: their distance is that of the rows, which no moment tells as well."""
+    peak, moment = _peak(rows), _summed(rows, rows)
+    mean = _mean(moment)
+
+    def measured(q: Tensor, s: float) -> float:
+        total = 0.0
+        for x, y in zip(torch.split(rows, ROWS), torch.split(wanted, ROWS), strict=True):
+            change = widened(y) / peak - s * (widened(x) / peak) @ widened(q).mT
+            total += _inner(change, change)
+        return total / mean
+
+    aligned = _summed(rows, wanted) / mean
+    norm = measured(rows.new_zeros(wanted.shape[1], rows.shape[1]), 0.0)
+    return _Problem(moment / mean, aligned, norm, scale, measured)
+
+
+def _summed(rows: Tensor, other: Tensor) -> Tensor:
+    """``other^T conj(rows)`` in float64, both over the largest input: squares stay in range."""
+    peak = _peak(rows)
+    total = widened(rows.new_zeros(other.shape[1], rows.shape[1]))
+    for x, y in zip(torch.split(rows, ROWS), torch.split(other, ROWS), strict=True):
+        total += (widened(y) / peak).mT @ (widened(x) / peak).conj()
+    return total
+
+
+def _peak(rows: Tensor) -> float:
+    return (float(rows.abs().amax()) if rows.numel() else 0.0) or 1.0
+
+
+def _mean(moment: Tensor) -> float:
+    return (float(moment.diagonal().real.mean()) if moment.numel() else 0.0) or 1.0
+
 
 def _solved(w: Tensor, problem: _Problem, tolerance: float, limit: int) -> Procrustes:
-    plain = _polar(w)
-    if w.shape[0] >= w.shape[1]:
-        factor, iterations = _polar(problem.aligned), 0
+    plain, working = _polar(w), problem.to(w.dtype)
+    exact = w.shape[0] >= w.shape[1]
+    if exact:
+        factor, iterations = _polar(working.aligned), 0
     else:
-        starts = (plain, _polar(problem.aligned))
-        best = min(starts, key=problem.square)
-        factor, iterations = _majorised(problem, best, tolerance, limit)
-    whole = max(problem.norm, torch.finfo(w.dtype).tiny)
+        best = min((plain, _polar(working.aligned)), key=problem.distance)
+        factor, iterations = _majorised(working, best, tolerance, limit)
     return Procrustes(
         factor=factor,
         gain=problem.gain(factor),
-        distance=(problem.square(factor) / whole) ** 0.5,
-        plain_distance=(problem.square(plain) / whole) ** 0.5,
-        exact=w.shape[0] >= w.shape[1],
+        distance=problem.distance(factor),
+        plain_distance=problem.distance(plain),
+        exact=exact,
         iterations=iterations,
     )
 

@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from stiefel.errors import InvalidInputError
+from stiefel.manifold import random_point
 from stiefel.projection.procrustes import procrustes
 from stiefel.specs import parse_spec
 
@@ -56,6 +57,14 @@ def test_outputs_are_as_near_as_claimed_and_nearer_than_those_of_the_polar_facto
         assert error == pytest.approx(claims["optimal_output_error"], rel=1e-5)
     # No data on b: it is projected by its weights.
     assert torch.equal(aware.tensors()["b.weight"], plain.tensors()["b.weight"])
+
+
+def test_the_errors_of_an_orthogonal_weight_are_its_rounding(tmp_path: Path) -> None:
+    frame = random_point(24, 24, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    x = inputs(24)
+    claims = convert(tmp_path, {"a.weight": frame.contiguous()}, x.T @ x).claims["a.weight"]
+    for name in ("output_error", "optimal_output_error", "polar_output_error"):
+        assert claims[name] < 1e-13, name
 
 
 def test_directions_without_data_follow_the_weights(tmp_path: Path) -> None:

@@ -89,3 +89,21 @@ def test_the_determinant_of_a_large_matrix_does_not_underflow(dtype: torch.dtype
         near = nearest_unitary(q, determinant=1)
         assert near.turned
         assert float(torch.linalg.slogdet(near.factor).sign) == 1
+
+
+@pytest.mark.parametrize("scale", ["none", "mean"])
+@pytest.mark.parametrize(("size", "noise"), [(512, 0.0), (64, 1e-4), (64, 1e-7)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_distance_of_a_nearly_orthogonal_matrix_keeps_its_digits(
+    dtype: torch.dtype, size: int, noise: float, scale: str
+) -> None:
+    q = random_point(size, size, generator=generator(), dtype=dtype)
+    w = (3.0 if scale == "mean" else 1.0) * (q + noise * gaussian(size, size, dtype))
+    near = nearest_unitary(w, scale=scale)  # type: ignore[arg-type]
+    distance = float(torch.linalg.norm(w.double() - near.gain * near.factor.double()))
+    assert near.distance == pytest.approx(distance, rel=1e-9)
+    sigma = torch.linalg.svdvals(w.double())
+    # Beyond the optimum lies only the rounding of the factor.
+    rounding = 3 * size * torch.finfo(dtype).eps
+    assert near.distance == pytest.approx(float((sigma - near.gain).norm()), abs=rounding)
+    assert near.gain == pytest.approx(float(sigma.mean()) if scale == "mean" else 1.0, rel=1e-6)

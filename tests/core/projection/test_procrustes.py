@@ -8,7 +8,7 @@ from stiefel.errors import InvalidInputError
 from stiefel.linalg import orthogonality_defect
 from stiefel.manifold import random_point
 from stiefel.projection.nearest import nearest_unitary
-from stiefel.projection.procrustes import procrustes
+from stiefel.projection.procrustes import procrustes, procrustes_for_moment
 
 
 def gaussian(n: int, m: int, dtype: torch.dtype = torch.float64, seed: int = 0) -> Tensor:
@@ -94,3 +94,39 @@ def test_wanted_outputs_may_differ_from_those_of_the_weights(dtype: torch.dtype)
     assert turned.gain == pytest.approx(3)
     with pytest.raises(InvalidInputError, match="outputs"):
         procrustes(w, x, outputs=gaussian(5, 6, dtype))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.complex64])
+@pytest.mark.parametrize("wanted", [False, True])
+@pytest.mark.parametrize("scale", ["none", "mean"])
+def test_the_distance_of_an_orthonormal_weight_is_its_rounding(
+    dtype: torch.dtype, wanted: bool, scale: str
+) -> None:
+    w = random_point(32, 32, generator=torch.Generator().manual_seed(2), dtype=dtype)
+    x = gaussian(200, 32, dtype, 5) * torch.logspace(0, -2, 32, dtype=dtype.to_real())
+    fit = procrustes(w, x, outputs=x @ w.mT if wanted else None, scale=scale)  # type: ignore[arg-type]
+    assert max(fit.distance, fit.plain_distance) < 32 * torch.finfo(dtype).eps
+
+
+@pytest.mark.parametrize("factor", [1e-25, 1e25])
+@pytest.mark.parametrize("wanted", [False, True])
+@pytest.mark.parametrize("shape", [(6, 6), (9, 5), (5, 9)])
+def test_inputs_of_any_magnitude_give_the_same_answer(
+    shape: tuple[int, int], wanted: bool, factor: float
+) -> None:
+    w, x = gaussian(*shape, torch.float32), skewed_inputs(shape[1]).float()
+    outputs = [s * x @ w.mT if wanted else None for s in (1.0, factor)]
+    usual = procrustes(w, x, outputs=outputs[0], scale="mean")
+    other = procrustes(w, x * factor, outputs=outputs[1], scale="mean")
+    assert torch.allclose(other.factor, usual.factor, atol=1e-4)
+    assert other.distance == pytest.approx(usual.distance, rel=1e-4)
+    assert other.gain == pytest.approx(usual.gain, rel=1e-4)
+
+
+def test_directions_without_data_cost_no_distance() -> None:
+    """They decide which factor is nearest, but no output shows them."""
+    w = gaussian(6, 6)
+    x = torch.zeros(50, 6, dtype=torch.float64)
+    x[:, 0] = 1.0
+    w[:, 0] /= w[:, 0].norm()
+    assert procrustes_for_moment(w, x.mT @ x).distance < 1e-8
