@@ -6,6 +6,7 @@ A problem has a stable ``code`` for programs, a ``detail`` and a ``fix`` for peo
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from http import HTTPStatus
 from typing import Any
@@ -88,11 +89,19 @@ class Problem(Exception):  # noqa: N818 - the standard's name for it
         }
 
 
+class _Answer(JSONResponse):
+    """A document whose texts may quote what has no bytes in UTF-8, such as a lone surrogate."""
+
+    def render(self, content: Any) -> bytes:
+        text = json.dumps(content, ensure_ascii=False, separators=(",", ":"))
+        return text.encode("utf-8", "replace")
+
+
 def respond(scope: Mapping[str, Any], problem: Problem) -> Response:
     """Turn a problem into the response to the request of ``scope``."""
     request_id = scope.get("state", {}).get("request_id", "")
     document = problem.document(instance=scope["path"], request_id=request_id)
-    return JSONResponse(document, problem.status, headers=problem.headers, media_type=MEDIA_TYPE)
+    return _Answer(document, problem.status, headers=problem.headers, media_type=MEDIA_TYPE)
 
 
 def internal() -> Problem:

@@ -14,6 +14,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from stiefel_api.meters import Meters
 from stiefel_api.problems import Problem, of_fault, respond
+from stiefel_api.texts import check_query, without_nul
 from stiefel_jobs.ids import new_id
 
 log = logging.getLogger(__name__)
@@ -50,7 +51,9 @@ class Shell:
         request_id = new_id("req")
         scope.setdefault("state", {})["request_id"] = request_id
         exchange = Exchange(send, request_id)
+        scope["path"] = without_nul(scope["path"])
         try:
+            check_query(scope.get("query_string", b""))
             patient = self._patient(receive)
             if not _is_upload(scope):
                 patient = await self._with_body(scope, patient)

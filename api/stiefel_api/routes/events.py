@@ -46,7 +46,8 @@ async def events(
     service: ServiceDep,
     caller: JobReader,
     after: Annotated[
-        int, Query(ge=0, description="Only events with a greater `seq`.", examples=[0])
+        int,
+        Query(ge=0, le=2**63 - 1, description="Only events with a greater `seq`.", examples=[0]),
     ] = 0,
     limit: Many = 500,
     accept: Annotated[str, Header(include_in_schema=False)] = "*/*",

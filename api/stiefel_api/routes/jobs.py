@@ -26,6 +26,7 @@ router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
 
 JobId = Annotated[str, Path(description="Id of the job.", examples=[JOB_EXAMPLE])]
 _WAIT = re.compile(r"(?:^|[,;\s])wait=(\d{1,3})(?:$|[,;\s])")
+_VERSION = re.compile(r'"?([0-9]{1,18})"?')
 _LIVE = {"description": "The job; `Retry-After` says when to look again while it is live."}
 
 
@@ -194,12 +195,13 @@ def change(
             "A change needs the version it starts from.",
             fix="GET the job and send its ETag as If-Match; If-Match: * takes any version.",
         )
-    version = None if if_match.strip() == "*" else if_match.strip().strip('"')
+    seen = _VERSION.fullmatch(if_match.strip())
+    any_version = if_match.strip() == "*"
     job = amend(
         service.db,
         tenant=caller.tenant,
         job_id=job_id,
-        version=None if version is None else int(version) if version.isdigit() else -1,
+        version=None if any_version else int(seen[1]) if seen else -1,
         labels=body.labels,
         priority=None if body.priority is None else PRIORITIES[body.priority],
     )
