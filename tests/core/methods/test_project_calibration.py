@@ -59,12 +59,14 @@ def test_outputs_are_as_near_as_claimed_and_nearer_than_those_of_the_polar_facto
     assert torch.equal(aware.tensors()["b.weight"], plain.tensors()["b.weight"])
 
 
-def test_the_errors_of_an_orthogonal_weight_are_its_rounding(tmp_path: Path) -> None:
-    frame = random_point(24, 24, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+def test_the_errors_of_a_nearly_orthogonal_weight_keep_their_digits(tmp_path: Path) -> None:
+    generator = torch.Generator().manual_seed(1)
+    frame = random_point(24, 24, generator=generator, dtype=torch.float64)
+    W = frame + 1e-10 * torch.randn(24, 24, generator=generator)
     x = inputs(24)
-    claims = convert(tmp_path, {"a.weight": frame.contiguous()}, x.T @ x).claims["a.weight"]
-    for name in ("output_error", "optimal_output_error", "polar_output_error"):
-        assert claims[name] < 1e-13, name
+    claims = convert(tmp_path, {"a.weight": W.contiguous()}, x.T @ x).claims["a.weight"]
+    assert claims["optimal_output_error"] == pytest.approx(claims["output_error"], rel=1e-3)
+    assert claims["output_error"] <= claims["polar_output_error"] < 1e-8
 
 
 def test_directions_without_data_follow_the_weights(tmp_path: Path) -> None:
