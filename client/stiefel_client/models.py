@@ -251,6 +251,7 @@ class Upload(View):
     """A resumable upload: parts of ``part_size`` bytes, the last one shorter."""
 
     id: str
+    status: str = "open"  # or completed, or aborted
     part_size: int
     parts: list[UploadPart] = Field(default_factory=list)
     artifact: Artifact | None = None

@@ -1,14 +1,14 @@
 """Files to and from the service: resumable, hashed, never whole in memory.
 
 An upload sends the file's sha256 first, so that bytes already owned are not sent again,
-and asks which parts have arrived before it sends any. A download grows ``NAME.part``,
-goes on behind its last byte after a break, and renames it only when the digest is right.
+and asks which parts have arrived before it sends any. A download grows a part file, named by
+the digest too, goes on behind its last byte after a break, and renames it only when the
+digest is right.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -21,12 +21,14 @@ import httpx
 
 from stiefel_client import calls
 from stiefel_client.errors import NotFoundError, StiefelApiError, TransferError, error_from
-from stiefel_client.locate import data_dir
+from stiefel_client.journal import Journal
 from stiefel_client.models import Artifact, Job, Upload, UploadPart
 from stiefel_client.transport import OnBytes, Transport
 
 BLOCK = 2**20
 URLS_LAST = 600.0  # seconds after which presigned URLs are asked for anew
+#: Refusals of a request that say nothing about the upload: the key, its right, the pace.
+_PASSING = frozenset({401, 403, 408, 429})
 
 
 def sha256_of(path: Path, on_bytes: Callable[[int], None] | None = None) -> str:
@@ -45,14 +47,19 @@ def upload(client: Transport, path: Path, *, on_bytes: OnBytes | None = None) ->
     if not path.is_file():
         raise TransferError(f"{path} is no file", fix="Give the path of a readable file")
     size, digest = path.stat().st_size, sha256_of(path)
-    journal = _Journal(client.service.url, digest)
+    journal = Journal(client.service.url, path.name, digest)
     begun = _unfinished(client, journal) or client.call(
         calls.create_upload(path.name, size=size, sha256=digest)
     )
     if isinstance(begun, Upload):
         journal.write(begun.id)
-        _send_parts(client, path, begun, size, on_bytes)
-        begun = client.call(calls.complete_upload(begun.id))
+        try:
+            _send_parts(client, path, begun, size, on_bytes)
+            begun = client.call(calls.complete_upload(begun.id))
+        except StiefelApiError as error:
+            if error.status < 500 and error.status not in _PASSING:
+                journal.forget()
+            raise
         journal.forget()
     if begun.sha256 != digest:
         raise TransferError(
@@ -64,16 +71,23 @@ def upload(client: Transport, path: Path, *, on_bytes: OnBytes | None = None) ->
     return begun
 
 
-def _unfinished(client: Transport, journal: _Journal) -> Upload | None:
-    """The upload of the same bytes that a crash left behind, if the service still knows it."""
+def _unfinished(client: Transport, journal: Journal) -> Upload | None:
+    """The upload of the same file that a crash left behind, if it can still be completed.
+
+    One that is complete is announced anew like any file: the service then names the artifact it
+    became, if that has not been deleted, and sees to it that it does not expire soon.
+    """
     upload_id = journal.read()
     if upload_id is None:
         return None
     try:
-        return client.call(calls.get_upload(upload_id))
+        begun = client.call(calls.get_upload(upload_id))
     except NotFoundError:
+        begun = None
+    if begun is None or begun.status != "open":
         journal.forget()
         return None
+    return begun
 
 
 def _send_parts(
@@ -84,6 +98,11 @@ def _send_parts(
         for number in range(1, len(begun.parts) + 1):
             if time.monotonic() - asked > URLS_LAST:
                 begun, asked = client.call(calls.get_upload(begun.id)), time.monotonic()
+                if begun.status != "open":
+                    raise TransferError(
+                        f"the upload of {path.name} was {begun.status} by another",
+                        fix="Upload it again",
+                    )
             part = begun.parts[number - 1]
             start = (part.number - 1) * begun.part_size
             length = min(begun.part_size, size - start)
@@ -99,17 +118,16 @@ def _send_part(
 ) -> None:
     if part.url is None:
         raise TransferError(f"the service named no URL for part {part.number}")
-    url = urljoin(client.service.url + "/", part.url)
-    # A presigned URL carries its own right; the key must not go to another host.
-    own = urlsplit(url).netloc == urlsplit(client.service.url).netloc
-    send = client.http.put if own else httpx.put
+    # A whole URL is presigned and carries its own right: the key stays here, and would make the
+    # store refuse. A path is the service's own, below whatever its URL begins with.
+    send = httpx.put if urlsplit(part.url).scheme else client.http.put
     attempt = 0
     while True:
         attempt += 1
         pause: float | None
         try:
             response = send(
-                url,
+                part.url,
                 content=_slice(file, start, length),
                 headers={"Content-Length": str(length)},
                 timeout=httpx.Timeout(300.0, connect=10.0),
@@ -138,34 +156,6 @@ def _slice(file: IO[bytes], start: int, length: int) -> Iterator[bytes]:
             raise TransferError("the file became shorter while it was sent")
         length -= len(block)
         yield block
-
-
-class _Journal:
-    """Remembers, across a crash, under which id the bytes of one digest are being uploaded."""
-
-    def __init__(self, url: str, digest: str) -> None:
-        slug = hashlib.sha256(f"{url} {digest}".encode()).hexdigest()[:32]
-        self._path = data_dir() / "client" / "uploads" / f"{slug}.json"
-
-    def read(self) -> str | None:
-        try:
-            return str(json.loads(self._path.read_text(encoding="utf-8"))["upload"])
-        except (OSError, ValueError, KeyError, TypeError):
-            return None
-
-    def write(self, upload_id: str) -> None:
-        try:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            self._path.write_text(json.dumps({"upload": upload_id}), encoding="utf-8")
-        except OSError:
-            # Only resuming after a crash is lost when no journal can be kept.
-            return
-
-    def forget(self) -> None:
-        try:
-            self._path.unlink(missing_ok=True)
-        except OSError:
-            return
 
 
 def download_job(
@@ -201,14 +191,17 @@ def download(
     sha256: str,
     on_bytes: OnBytes | None = None,
 ) -> Path:
-    """Fetch one path of the service to ``target``, resuming ``target.part``; a good file stays.
+    """Fetch one path of the service to ``target``; a good file stays.
+
+    A download that broke off goes on where it stopped, in the part file of the same bytes.
 
     Raises:
         TransferError: other bytes came than the digest promises; the part file is removed.
     """
     if target.is_file() and sha256_of(target) == sha256:
         return target
-    part = target.with_name(target.name + ".part")
+    # Half of another file, which was to become the same target, must not be continued.
+    part = target.with_name(f"{target.name}.{sha256[:16]}.part")
     attempt = 0
     while True:
         attempt += 1
@@ -269,7 +262,7 @@ def _open(client: Transport, source: str, have: int, sha256: str) -> Iterator[ht
         if not response.has_redirect_location:
             yield response
             return
-        location = urljoin(client.service.url + "/", response.headers["location"])
+        location = urljoin(str(response.url), response.headers["location"])
     # A presigned URL carries its own right, so the key stays here. Its ETag is the store's,
     # so If-Range would always miss; the key is the content's digest and cannot change.
     with httpx.stream("GET", location, headers=headers, timeout=timeout) as response:
