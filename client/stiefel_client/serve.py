@@ -13,7 +13,8 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
@@ -118,8 +119,15 @@ class Supervisor:
 
         Returns:
             0 after a wanted stop, 1 when the API never answered.
+
+        Raises:
+            ConfigurationError: another supervisor serves this data folder.
         """
         self.data_dir.mkdir(parents=True, exist_ok=True)
+        with _sole(self.data_dir):
+            return self._run(ready)
+
+    def _run(self, ready: Callable[[], None]) -> int:
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, self._on_signal)
         try:
@@ -160,8 +168,15 @@ class Supervisor:
         draft.write_text(self.url, encoding="ascii")
         draft.replace(self.data_dir / "api_url")
 
+    def _withdraw(self) -> None:
+        """Take back what ``_announce`` left, and no other service's address."""
+        announced = self.data_dir / "api_url"
+        with suppress(FileNotFoundError):
+            if announced.read_text(encoding="ascii", errors="replace") == self.url:
+                announced.unlink()
+
     def _stop(self) -> None:
-        (self.data_dir / "api_url").unlink(missing_ok=True)
+        self._withdraw()
         children = (self._worker, self._api)
         for child in children:
             child.ask_to_stop()
@@ -171,6 +186,24 @@ class Supervisor:
                 for child in children:
                     child.kill()
             time.sleep(0.05)
+
+
+@contextmanager
+def _sole(data_dir: Path) -> Iterator[None]:
+    """Hold the data folder for one supervisor; the kernel lets go of it however that one ends."""
+    import fcntl  # absent on Windows, where the rest of the client works
+
+    with (data_dir / "serve.lock").open("a") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise ConfigurationError(
+                f"{data_dir} is being served already",
+                fix="Use that service, or serve another folder with --data-dir",
+            ) from error
+        except OSError:
+            pass  # a file system without locks: jobs are safe there too, held by their leases
+        yield
 
 
 def answers(url: str) -> bool:

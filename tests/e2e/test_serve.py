@@ -52,6 +52,21 @@ def test_a_port_that_is_taken_is_bad_use(embedded_stack, tmp_path: Path) -> None
     assert "--port 0" in done.stderr
 
 
+def test_a_folder_that_is_served_is_left_to_its_service(embedded_stack) -> None:
+    folder = embedded_stack.home / ".local" / "share" / "stiefel"
+    done = subprocess.run(
+        [STIEFEL, "serve", "--port", "0", "--data-dir", str(folder)],
+        env=clean_environment(),
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 2, done.stderr
+    assert "being served already" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert (folder / "api_url").read_text() == embedded_stack.url
+
+
 def is_up(url: str) -> bool:
     try:
         return httpx.get(f"{url}/readyz", trust_env=False).status_code == 200
