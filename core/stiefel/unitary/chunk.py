@@ -11,7 +11,7 @@ from stiefel.errors import InvalidInputError
 from stiefel.unitary import handover
 from stiefel.unitary.drift import estimated_defect, next_columns, restore_columns_
 from stiefel.unitary.gradients import Gradient, compress, scaled, squared_norm
-from stiefel.unitary.momentum import Generator, accumulate, gradient_generator
+from stiefel.unitary.momentum import Generator, accumulate, gradient_generator, where_taken
 from stiefel.unitary.options import refuse_sparse
 from stiefel.unitary.rank_k_update import Products, add_product_, generator_factors
 from stiefel.unitary.stepping import step_
@@ -55,18 +55,20 @@ class Chunk:
     ) -> None:
         self.parameters, self.states, self.group = parameters, states, group
         self.loss_scale = loss_scale
+        # Which matrices take this step, (m,), without asking the device; None: all of them.
+        self.taken: Tensor | None = None
         self.shape = parameters[0].shape
         self.counts = [p.shape[:-2].numel() for p in parameters]
 
     def advance(self) -> None:
         """Take one step of every matrix."""
         W = self._stacked(list(self.parameters))
-        gradient, norm = self._gradient()
-        gradient, norm = self._finite(gradient, norm)
+        gradient, norm = self._finite(*self._gradient())
         gain = self._gain(norm)
         p = W.shape[-1]
         width = self.group["drift_columns"]
         columns = next_columns(self.states[0].get("cursor", 0), width=width, p=p)
+        before = None if self.taken is None else W[..., columns.start : columns.stop].clone()
         if self.group["momentum"] > 0:
             residual = self._accelerated(W, gradient, gain, columns)
         else:
@@ -79,6 +81,9 @@ class Chunk:
                 products=step.products,
                 columns=columns,
             )
+        if before is not None:  # a zero step moves nothing, but drift control did
+            corrected = W[..., columns.start : columns.stop]
+            corrected.copy_(self._if_taken(corrected, before))
         self._write(W, residual, columns)
 
     def _rate(self) -> float:
@@ -145,12 +150,38 @@ class Chunk:
         if self.group["nonfinite"] == "raise":
             self._refuse_nonfinite(norm)
             return gradient, norm
-        finite = norm.isfinite()
-        skipped = torch.split(~finite, self.counts)
-        for state, count in zip(self.states, skipped, strict=True):
-            state["skipped"] = state.get("skipped", 0) + count.sum()
+        finite = self.taken = norm.isfinite()
+        skipped = torch.cat(self._skipped(finite)) + ~finite
+        for state, part in zip(self.states, torch.split(skipped, self.counts), strict=True):
+            state["skipped"] = part
         masked = Gradient(_where(finite, gradient.a), _where(finite, gradient.b))
         return masked, torch.where(finite, norm, 0.0)
+
+    def _skipped(self, like: Tensor) -> list[Tensor]:
+        """Return how many steps each matrix was left out of, by parameter."""
+        zeros = like.new_zeros((), dtype=torch.int64)
+        counts = [s.get("skipped", zeros) for s in self.states]
+        # States saved by early versions hold one sum for all matrices: in equal shares it is never
+        # more than the steps.
+        return [
+            s if s.ndim else (s + torch.arange(c, device=s.device)) // c
+            for s, c in zip(counts, self.counts, strict=True)
+        ]
+
+    def _if_taken(self, new: Tensor, old: Tensor | float) -> Tensor:
+        """Return ``new`` ``(m, ...)`` for the matrices that take this step, ``old`` for others."""
+        if self.taken is None:
+            return new
+        return torch.where(self.taken.reshape(-1, *[1] * (new.ndim - 1)), new, old)
+
+    def _since_zero(self, decay: float, like: Tensor) -> float | Tensor:
+        """Return what a running mean lacks for having started at zero, ``1 - decay^steps``."""
+        steps = self.states[0]["step"]
+        whole: float = 1 - decay**steps
+        if not any("skipped" in state for state in self.states):
+            return whole
+        skipped = torch.cat(self._skipped(like)).to(like.dtype)
+        return torch.where(skipped > 0, 1 - decay ** (steps - skipped), whole)
 
     def _generator(self, device: torch.device) -> torch.Generator:
         # Seeded by the step and not carried along: a resumed run draws the same sketches.
@@ -166,15 +197,15 @@ class Chunk:
         beta, entries = self.group["beta2"], self.shape[-2] * self.shape[-1]
         zeros = [norm.new_zeros(c) for c in self.counts]
         olds = [s.get("second_moment", z) for s, z in zip(self.states, zeros, strict=True)]
-        mean = torch.cat(olds).to(norm.dtype) * beta + norm.square() * ((1 - beta) / entries)
+        old = torch.cat(olds).to(norm.dtype)
+        mean = self._if_taken(old * beta + norm.square() * ((1 - beta) / entries), old)
         real = self.parameters[0].real.dtype
         for state, part in zip(self.states, torch.split(mean.to(real), self.counts), strict=True):
             state["second_moment"] = part
         mean = mean.to(real).to(norm.dtype)
         if self.group["scaling"] == "adam":
-            mean = mean / (1 - beta ** self.states[0]["step"])
-        gain: Tensor = 1 / (mean.sqrt() + self.group["eps"])
-        return gain
+            mean = mean / self._since_zero(beta, norm)
+        return self._if_taken(1 / (mean.sqrt() + self.group["eps"]), 0.0)
 
     def _accelerated(
         self, W: Tensor, gradient: Gradient, gain: Tensor, columns: range
@@ -183,20 +214,25 @@ class Chunk:
         decay, adam = self.group["momentum"], self.group["scaling"] == "adam"
         k = gradient.a.shape[-1]
         rank, n = self.group["momentum_rank"] or 4 * k, W.shape[-2]
-        F, K = accumulate(
-            self._momentum(),
+        old = self._momentum()
+        new = accumulate(
+            old,
             gradient_generator(W, gradient),
             decay=decay,
             gain=torch.full_like(gain, 1 - decay) if adam else gain,
             rank=n if rank >= n else max(2, rank // 2 * 2),
         )
+        if self.taken is not None and old is not None:
+            new = where_taken(self.taken, new, old)
+        F, K = new
         for index, state in enumerate(self.states):
             count = self.counts[0]
             part = slice(index * count, (index + 1) * count)
             state["F"], state["K"] = F[part], K[part]
         rate = torch.full_like(gain, self._rate())
         if adam:
-            rate = rate * gain / (1 - decay ** self.states[0]["step"])
+            rate = rate * gain / self._since_zero(decay, gain)
+        rate = self._if_taken(rate, 0.0)
         step = K * rate.to(K.dtype)[:, None, None]
         add_product_(W, *generator_factors(W, F, step, variant=self.group["variant"]))
         return restore_columns_(W, columns) if columns else None

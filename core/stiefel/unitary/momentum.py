@@ -53,6 +53,23 @@ def accumulate(
     return Generator(Q @ Z, (core - core.mH) / 2)
 
 
+def where_taken(taken: Tensor, new: Generator, old: Generator) -> Generator:
+    """Return ``new`` for the matrices of ``taken`` and ``old`` for the others.
+
+    In the shape of ``new``: the others get columns of zeros, or where ``new`` has fewer, as after
+    gradients of higher rank, lose the least of their directions, as in any step of that rank.
+    """
+    missing = new.F.shape[-1] - old.F.shape[-1]
+    if missing < 0:
+        whole = torch.ones_like(taken, dtype=old.K.dtype)
+        old = accumulate(None, old, decay=1.0, gain=whole, rank=new.F.shape[-1])
+    elif missing > 0:
+        pad = torch.nn.functional.pad
+        old = Generator(pad(old.F, (0, missing)), pad(old.K, (0, missing, 0, missing)))
+    taken = taken[..., None, None]
+    return Generator(*(torch.where(taken, x, y) for x, y in zip(new, old, strict=True)))
+
+
 def _block_diagonal(x: Tensor, y: Tensor) -> Tensor:
     upper = torch.cat((x, x.new_zeros(*x.shape[:-1], y.shape[-1])), -1)
     lower = torch.cat((y.new_zeros(*y.shape[:-1], x.shape[-1]), y), -1)

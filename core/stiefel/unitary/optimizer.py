@@ -52,8 +52,9 @@ class ProjUNN(torch.optim.Optimizer):
         factored: let layers hand over exact factors. Choose False under a ``GradScaler`` and
             with ``torch.nn.utils.clip_grad_norm_``, which see dense gradients only
             (``clip_grad_norm_`` of this class sees both).
-        nonfinite: ``raise``, or ``skip`` the matrices whose gradient is not finite without
-            waiting for the device; ``skipped_steps`` counts them.
+        nonfinite: ``raise``, or ``skip`` the matrices whose gradient is not finite, which stay as
+            they are with their momentum and second moment, without waiting for the device;
+            ``skipped_steps`` counts them.
         maximize: ascend.
         seed: of the sketches; same seed, same bits on one device.
 
