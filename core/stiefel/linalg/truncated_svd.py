@@ -16,6 +16,8 @@ from stiefel.errors import InvalidInputError
 
 Engine = Literal["auto", "full", "gram", "randomised"]
 
+DOUBLE = (torch.float64, torch.complex128)  # what stores more digits than ``gram`` may leave
+
 # sigma_min / sigma_max under which squaring in the Gram matrix costs visible accuracy:
 # the relative error of the least singular vectors is about eps / ratio^2, here 2e-10.
 GRAM_RATIO = 1e-3
@@ -41,7 +43,7 @@ def thin_svd(x: Tensor, *, engine: Literal["auto", "full", "gram"] = "auto") -> 
         engine: ``auto`` takes ``gram`` where one side is at least twice the other and the
             smallest singular value at least 1e-3 of the largest, else ``full``. ``gram`` is
             taken at its word: singular vectors of values under 1e-7 of the largest are then
-            not orthonormal.
+            not orthonormal. For float64 data whose every digit counts, ask for ``full``.
 
     Cost: ``full`` about 20 products of n x m by m x m, ``gram`` 4 to 10.
 

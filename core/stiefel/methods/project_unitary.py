@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from stiefel.errors import InvalidInputError
-from stiefel.linalg.truncated_svd import thin_svd, widened
+from stiefel.linalg.truncated_svd import DOUBLE, thin_svd, widened
 from stiefel.methods.conversion import Converted, NewTensor, Task, convert_checkpoint
 from stiefel.methods.moments import Moments, opened_moments
 from stiefel.methods.protocol import Method, Outcome, Run
@@ -83,7 +83,8 @@ def closed_form(spec: ProjectUnitarySpec, x: Tensor, dtype: str, name: str) -> N
         InvalidInputError: the matrix is zero or numerically rank-deficient (``zero_matrix``,
             ``rank_deficient``) and the spec does not say to complete it.
     """
-    svd = thin_svd(x)
+    # The Gram matrix squares the condition: below what float32 can store, but not float64.
+    svd = thin_svd(x, engine="full" if TORCH[dtype] in DOUBLE else "auto")
     largest, least = float(svd.sigma[0]), float(svd.sigma[-1])
     if spec.singular == "error":
         _check_unique(largest, least, dtype, name)

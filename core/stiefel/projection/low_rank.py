@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from stiefel.errors import InvalidInputError
-from stiefel.linalg.truncated_svd import Engine, Svd, thin_svd, truncated_svd, widened
+from stiefel.linalg.truncated_svd import DOUBLE, Engine, Svd, thin_svd, truncated_svd, widened
 
 Factors = Literal["balanced", "us_v"]
 ChooseRank = Callable[[Tensor], int]
@@ -48,15 +48,16 @@ def factorize(
         x: ``(n, m)``, real or complex, of any floating dtype.
         rank: between 1 and min(n, m), or a function of the singular values (all of them,
             descending, float64), for example from ``stiefel.projection.rank_rules``.
-        engine: ``auto`` is ``gram``, or ``full`` for float64. ``randomised`` needs a number for
-            ``rank`` and knows no optimal error.
+        engine: ``auto`` is ``gram``, or ``full`` for float64 and complex128. ``randomised``
+            needs a number for ``rank`` and knows no optimal error.
         factors: ``balanced`` gives U sqrt(S) and sqrt(S) V^H, ``us_v`` gives U S and V^H.
         generator: source of the random sketch; default a new one with seed 0.
 
     Raises:
         InvalidInputError: not a matrix, non-finite entries, or a rank out of range.
 
-    Cost: one eigendecomposition of the smaller Gram matrix in float64 and three products.
+    Cost: one eigendecomposition of the smaller Gram matrix in float64 and three products; one
+    SVD by ``full``.
 
     Source: Eckart and Young, Psychometrika 1 (1936).
     """
@@ -77,10 +78,10 @@ def whole_svd(x: Tensor, engine: Engine) -> Svd:
     """All singular triplets by ``full`` or ``gram``.
 
     ``auto`` takes ``gram``, whose tail is exact to about 1e-8 of the norm: below what float32
-    can store. For float64 input, which can store more, it takes ``full``.
+    can store. For float64 and complex128 input, which can store more, it takes ``full``.
     """
     if engine == "auto":
-        engine = "full" if x.dtype == torch.float64 else "gram"
+        engine = "full" if x.dtype in DOUBLE else "gram"
     return thin_svd(x, engine="full" if engine == "full" else "gram")
 
 

@@ -62,6 +62,23 @@ def test_the_optimum_is_never_undercut(tmp_path: Path) -> None:
             assert claims["distance_to_input"] >= claims["optimum_distance_to_input"] - slack
 
 
+def test_double_precision_is_certified_to_its_digits(tmp_path: Path) -> None:
+    """On a tall matrix of condition 977, whose Gram matrix has nearly a million."""
+    generator = torch.Generator().manual_seed(4)
+    left, right = (
+        torch.linalg.qr(torch.randn(n, 16, generator=generator, dtype=torch.float64)).Q
+        for n in (40, 16)
+    )
+    x = left * torch.logspace(0, -2.99, 16, dtype=torch.float64) @ right.mT
+    result = unitary(tmp_path, {"w": x, "wide": x.mT.contiguous()})
+    for name, claims in result.claims.items():
+        distance = torch.linalg.norm(as_matrix(result.tensors()[name]) - left @ right.mT)
+        # The factor of a rounded matrix is known to about eps times its condition.
+        assert float(distance) < 1e-12
+        assert claims["distance_to_optimum"] < 1e-12
+        assert claims["distance_to_input"] >= claims["optimum_distance_to_input"] - 1e-14
+
+
 def test_determinant_plus_one_costs_four_least_singular_values(tmp_path: Path) -> None:
     generator = torch.Generator().manual_seed(3)
     x = torch.randn(9, 9, generator=generator, dtype=torch.float64)

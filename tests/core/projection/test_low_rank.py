@@ -100,6 +100,15 @@ def test_the_error_is_the_eckart_young_bound(
         )
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.complex128])
+def test_double_precision_is_not_squared(dtype: torch.dtype) -> None:
+    sigma = 10.0 ** -torch.arange(12, dtype=torch.float64)
+    result = factorize(with_spectrum(sigma, 20, 12).to(dtype), 10)
+    best = float(torch.linalg.norm(sigma[10:]) / torch.linalg.norm(sigma))
+    assert result.optimal_error == pytest.approx(best, rel=1e-4)
+    assert result.relative_error == pytest.approx(best, rel=1e-4)
+
+
 def test_full_rank_is_the_identity() -> None:
     x = normal(20, 12)
     result = factorize(x, 12)
