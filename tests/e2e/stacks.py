@@ -149,7 +149,7 @@ def started(
 ) -> Iterator[subprocess.Popen[bytes]]:
     """A process until the block ends; SIGTERM first, and SIGKILL to what outlives it."""
     with log.open("ab") as out:
-        process = subprocess.Popen(command, env=env, stdout=out, stderr=out)
+        process = subprocess.Popen(command, cwd=log.parent, env=env, stdout=out, stderr=out)
     root = psutil.Process(process.pid)
     try:
         yield process
