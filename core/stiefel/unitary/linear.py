@@ -40,6 +40,8 @@ class _FrameProduct(torch.autograd.Function):
             return grad_x.to(x.dtype), None
         if goes == "caller" or not handover.accepts(ctx.parameter, rows.shape[0]):
             return grad_x.to(x.dtype), (steps.mT @ rows.conj().to(steps.dtype)).to(W.dtype)
+        if not len(rows):
+            return grad_x.to(x.dtype), None
         a, b = steps.mT.to(W.dtype), rows.mT.to(W.dtype)
         # Products of half precision or TF32 would carry their rounding into W.
         exact = y.dtype == W.dtype == grad_x.dtype and products_are_whole()
@@ -68,6 +70,8 @@ class _TransposedProduct(torch.autograd.Function):
             return grad_x.to(x.dtype), None
         if goes == "caller" or not handover.accepts(ctx.parameter, rows.shape[0]):
             return grad_x.to(x.dtype), (rows.mH.to(steps.dtype) @ steps).to(W.dtype)
+        if not len(rows):
+            return grad_x.to(x.dtype), None
         handover.put(ctx.parameter, Gradient(rows.mH.to(W.dtype), steps.mH.to(W.dtype)))
         return grad_x.to(x.dtype), None
 

@@ -104,3 +104,32 @@ def test_a_pass_that_names_the_frame_hands_over_factors(draw: Any) -> None:
     assert handover.pending(layer.frame) is not None
     assert layer.frame.grad is None
     assert x.grad is None
+
+
+@pytest.mark.parametrize(("kind", "sizes"), KINDS)
+@pytest.mark.parametrize("options", [{}, {"momentum": 0.9}, {"nonfinite": "skip"}], ids=str)
+def test_a_batch_without_rows_is_no_gradient(
+    draw: Any, kind: type[OrthogonalLinear], sizes: tuple[int, int], options: dict[str, Any]
+) -> None:
+    dtype = torch.complex128 if kind is UnitaryLinear else torch.float64
+    layer = kind(*sizes, dtype=dtype, generator=draw.generator)
+    optimizer = ProjUNN([layer.frame], lr=0.05, **options)
+    before = layer.frame.detach().clone()
+    empty = draw.normal(0, sizes[0], dtype=dtype).requires_grad_()
+    loss_of(layer, empty).backward()
+    assert empty.grad is not None
+    optimizer.clip_grad_norm_(1.0)
+    optimizer.step()
+    assert torch.equal(layer.frame, before)
+    (gradient,) = torch.autograd.grad(loss_of(layer, empty), layer.frame)
+    assert torch.equal(gradient, torch.zeros_like(gradient))
+
+
+def test_a_batch_without_rows_adds_nothing_to_the_others(draw: Any) -> None:
+    pairs = twins(draw)
+    x = draw.normal(4, 32)
+    for layer, optimizer in pairs:
+        for rows in (x[:0], x, x[:0].view(3, 0, 32)):
+            loss_of(layer, rows).backward()
+        optimizer.step()
+    assert torch.allclose(pairs[0][0].frame, pairs[1][0].frame, atol=1e-11)
