@@ -50,12 +50,17 @@ def ranks_for_budget(
     most: int | None = None,
     step: int = 1,
 ) -> dict[str, int]:
-    """Spread ``budget`` parameters over matrices so that they retain the most energy.
+    """Spread ``budget`` parameters over matrices, each where it retains the most energy.
 
-    Greedy by energy per parameter, ``sigma_i^2 / ||W||^2 / (n + m)``; since gains descend
-    within each matrix, no other choice of equal cost retains more, up to the last item.
-    Every matrix gets the least rank first. After the last rank at which factors are smaller than
-    the matrix comes the full one, which costs n * m: the matrix itself is kept.
+    Greedy by energy per parameter, ``sigma_i^2 / ||W||^2 / (n + m)``. Every matrix gets the least
+    rank first. After the last rank at which factors are smaller than the matrix comes the full
+    one, which costs n * m: the matrix itself is kept.
+
+    Since gains descend within each matrix, no choice of equal cost among ranks whose factors are
+    smaller retains more, up to the last item. A choice that keeps a matrix whole may: the step to
+    the full rank gains many values at once, but is looked at only when it is next. For flat
+    spectra that shows, as of two Gaussian 16 x 16 matrices under 420: they get ranks 6 and 7
+    where 5 and 16 would retain about 5 % more.
 
     Args:
         spectra: singular values by name, descending.

@@ -203,6 +203,31 @@ def test_the_greedy_budget_is_the_best_of_all_choices_of_its_cost() -> None:
     assert retained(tuple(ranks.values())) == pytest.approx(max(map(retained, choices)))
 
 
+@pytest.mark.parametrize("budget", range(180, 460, 20))
+def test_the_greedy_budget_of_flat_spectra_is_the_best_without_whole_matrices(budget: int) -> None:
+    """Up to the last rank; a whole matrix beside a thin one may retain more."""
+    shapes = {"a": (16, 16), "b": (16, 16), "c": (8, 24)}
+    shares = {
+        name: torch.linalg.svdvals(normal(*shape, seed=seed)).square()
+        for seed, (name, shape) in enumerate(shapes.items())
+    }
+    shares = {name: share / share.sum() for name, share in shares.items()}
+    spectra = {name: share.sqrt().tolist() for name, share in shares.items()}
+    ranks = ranks_for_budget(spectra, shapes, budget)
+    assert stored(ranks, shapes) <= budget
+
+    def retained(choice: dict[str, int]) -> float:
+        return sum(float(shares[name][:rank].sum()) for name, rank in choice.items())
+
+    choices = [
+        dict(zip(shapes, choice, strict=True))
+        for choice in itertools.product(range(1, 8), range(1, 8), range(1, 6))
+    ]
+    best = max(retained(c) for c in choices if stored(c, shapes) <= budget)
+    last = max(float(share[1]) for share in shares.values())
+    assert retained(ranks) >= best - last
+
+
 @settings(max_examples=100, deadline=None, derandomize=True)
 @given(
     st.lists(st.tuples(st.integers(2, 30), st.integers(2, 30)), min_size=1, max_size=5),
