@@ -120,15 +120,22 @@ def _is_loopback(host: str) -> bool:
 
 
 def _ensure_first_key(settings: Settings) -> None:
-    """Create the key of an embedded service, for its owner's eyes only, and show it once."""
+    """Create the key of an embedded service, for its owner's eyes only, and show it once.
+
+    A key file is left alone while its database knows any key, even if all are revoked: somebody
+    wanted that. Beside a database without one it opens nothing, so it gives way.
+    """
     path = settings.data_dir / KEY_FILE
     db = Database(settings.database_url)
     try:
-        if path.exists() or keys.any_key(db):
+        if keys.any_key(db) or (path.exists() and keys.list_keys(db, tenant=DEFAULT_TENANT)):
             return
         _, secret = keys.create_key(db, tenant=DEFAULT_TENANT, name="first", scopes=keys.SCOPES)
     finally:
         db.close()
+    if path.exists():
+        old = path.replace(path.with_name(f"{KEY_FILE}.old"))
+        _say(f"The key in {path} was of another database; it is in {old} now.")
     _write_private(path, secret)
     _say(f"API key (also in {path}): {secret}")
 

@@ -15,6 +15,7 @@ import httpx
 from house import House, running
 
 from stiefel_jobs.settings import Settings
+from stiefel_jobs.store import keys
 
 ROOT = Path(__file__).parents[2]
 
@@ -88,6 +89,23 @@ def test_the_first_key_is_written_for_its_owner_and_shown_once(tmp_path: Path) -
             assert (secret in log) == (start == 0)
             with house.client(secret) as client:
                 assert client.get("/v1/whoami").json()["tenant"] == "default"
+
+
+def test_a_key_file_of_another_database_gives_way(tmp_path: Path) -> None:
+    path = tmp_path / "data" / "api_key"
+    path.parent.mkdir()
+    path.write_text("stf_of_a_database_that_is_gone\n")
+    with running(tmp_path) as house:
+        secret = path.read_text().strip()
+        assert stat.S_IMODE(path.stat().st_mode) == 0o600
+        with house.client(secret) as client:
+            assert client.get("/v1/whoami").json()["tenant"] == "default"
+        for key in keys.list_keys(house.db, tenant="default"):
+            keys.revoke_key(house.db, tenant="default", key_id=key.id)
+    assert path.with_name("api_key.old").read_text() == "stf_of_a_database_that_is_gone\n"
+    assert f"it is in {path}.old now" in (tmp_path / "log").read_text()
+    with running(tmp_path):
+        assert path.read_text().strip() == secret, "revoked keys are not lost ones"
 
 
 def test_it_listens_to_others_only_with_a_key(tmp_path: Path) -> None:
