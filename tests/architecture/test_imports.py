@@ -1,9 +1,12 @@
-"""What an import may cost: each check runs in a fresh interpreter."""
+"""What an import may cost, seen in a fresh interpreter; and that the documented ones work."""
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
+from importlib import import_module
+from pathlib import Path
 
 import pytest
 
@@ -27,3 +30,16 @@ def test_importing_the_client_loads_nothing_of_the_service() -> None:
     loaded = modules_after("import stiefel_client, stiefel_client.cli")
     service = {"stiefel", "stiefel_jobs", "stiefel_api", "stiefel_worker", "sqlalchemy", "torch"}
     assert not loaded & service
+
+
+@pytest.mark.parametrize("package", ["projection", "lowrank", "unitary"])
+def test_a_package_of_core_offers_what_it_names(package: str) -> None:
+    module = import_module(f"stiefel.{package}")
+    assert all(hasattr(module, name) for name in module.__all__)
+
+
+@pytest.mark.parametrize("page", ["projection", "unitary", "lowrank", "conversion", "training"])
+def test_the_imports_that_the_documents_show_work(page: str) -> None:
+    text = (Path(__file__).parents[2] / "docs" / f"{page}.md").read_text()
+    for line in re.findall(r"^from stiefel\S* import [^(\n]+$", text, re.MULTILINE):
+        exec(line, {})
