@@ -6,7 +6,6 @@ a spec may hold is not decided here: every cell is checked as a job of its own.
 
 from __future__ import annotations
 
-import copy
 import itertools
 import json
 import math
@@ -18,6 +17,11 @@ from stiefel_api.problems import Problem
 
 _SHORT = 48  # characters of a value that may stand in a name
 _LONGEST_NAME = 150
+#: Every cell is checked and stored with a whole spec, so a short request can ask for much: in all
+#: so many bytes, or so many per cell where the service takes more cells.
+_HEAVIEST = 8 * 2**20
+_CELL_BYTES = 32 * 2**10
+_PART_BYTES = 32  # what even an empty list costs
 
 
 @dataclass(frozen=True)
@@ -38,7 +42,7 @@ class Cell:
     """One job of a batch: which value of which axis of its part made it."""
 
     custom_id: str
-    spec: dict[str, Any]
+    spec: Mapping[str, Any]
     part: Part
     chosen: Mapping[str, int]
 
@@ -56,8 +60,8 @@ def expand(parts: Sequence[Part], *, most: int) -> list[Cell]:
     """Return every cell of every part, in the order of the request.
 
     Raises:
-        Problem: more cells than ``most``; an axis that leads through a plain value or holds the
-            same value twice; a custom id given twice.
+        Problem: more cells than ``most``, or too much in all of them; an axis that leads through
+            a plain value or holds the same value twice; a custom id given twice.
     """
     count = sum(map(len, parts))
     if count > most:
@@ -69,10 +73,11 @@ def expand(parts: Sequence[Part], *, most: int) -> list[Cell]:
             "STIEFEL_MAX_BATCH_JOBS.",
             errors=[{"pointer": "/grid" if parts[0].grid else "/jobs", "message": "too many"}],
         )
+    _check_size(parts, max(_HEAVIEST, most * _CELL_BYTES))
     cells: list[Cell] = []
     for part in parts:
         _check_values(part)
-        cells += (_cell(part, chosen) for chosen in _choices(part))
+        cells += _cells(part)
     _check_names(cells)
     return cells
 
@@ -90,8 +95,8 @@ def axes(parts: Sequence[Part]) -> list[dict[str, Any]]:
 def value_at(spec: Any, path: str) -> Any:
     """Return what stands at a dotted path, or raise KeyError where nothing does."""
     for step in path.split("."):
-        if isinstance(spec, list) and step.isdigit() and int(step) < len(spec):
-            spec = spec[int(step)]
+        if isinstance(spec, list) and (index := _index(step, spec)) is not None:
+            spec = spec[index]
         elif isinstance(spec, Mapping):
             spec = spec[step]
         else:
@@ -110,46 +115,101 @@ def _choices(part: Part) -> Iterator[dict[str, int]]:
         yield dict(zip(part.grid, combination, strict=True))
 
 
-def _cell(part: Part, chosen: Mapping[str, int]) -> Cell:
-    spec = copy.deepcopy(dict(part.spec))
+def _cells(part: Part) -> Iterator[Cell]:
+    words = {
+        path: [_word(path, index, value) for index, value in enumerate(values)]
+        for path, values in part.grid.items()
+    }
     # An axis over a whole object comes before one over a field of it.
-    for path in sorted(chosen, key=lambda path: path.count(".")):
-        _put(part, spec, path, copy.deepcopy(part.grid[path][chosen[path]]))
-    return Cell(_name(part, chosen), spec, part, chosen)
+    paths = sorted(part.grid, key=lambda path: path.count("."))
+    for chosen in _choices(part):
+        spec: Any = part.spec
+        for path in paths:
+            try:
+                spec = _replaced(spec, path.split("."), part.grid[path][chosen[path]])
+            except _NowhereError as error:
+                raise _nowhere(part, path, error.inner) from error
+        yield Cell(_name(part, chosen, words), spec, part, chosen)
 
 
-def _put(part: Part, spec: dict[str, Any], path: str, value: Any) -> None:
-    *steps, last = path.split(".")
-    inner: Any = spec
-    for step in steps:
-        if isinstance(inner, list) and step.isdigit() and int(step) < len(inner):
-            inner = inner[int(step)]
-        elif isinstance(inner, dict):
-            inner = inner.setdefault(step, {})
-        else:
-            break
-    if isinstance(inner, list) and last.isdigit() and int(last) < len(inner):
-        inner[int(last)] = value
-    elif isinstance(inner, dict):
-        inner[last] = value
-    else:
-        detail = f"the path {path} leads through a plain value of the spec"
-        fix = "Name a field of an object, such as optimizer.learning_rate."
-        if isinstance(inner, list):
-            detail = f"the path {path} names no element of a list of {len(inner)}"
-            fix = "Count elements from 0, or give the whole list as a value."
-        raise _refusal(detail, _axis_pointer(part, path), fix=fix)
+def _replaced(inner: Any, path: Sequence[str], value: Any) -> Any:
+    """Return ``inner`` with ``value`` at the path; what does not change is shared, not copied."""
+    step, *rest = path
+    if isinstance(inner, list) and (index := _index(step, inner)) is not None:
+        elements = list(inner)
+        elements[index] = _replaced(inner[index], rest, value) if rest else value
+        return elements
+    if isinstance(inner, Mapping):
+        field = _replaced(inner.get(step, {}), rest, value) if rest else value
+        return {**inner, step: field}
+    raise _NowhereError(inner)
 
 
-def _name(part: Part, chosen: Mapping[str, int]) -> str:
-    words = []
-    for path, index in chosen.items():
-        text = plain(part.grid[path][index])
-        words.append(f"{path}={text}" if len(text) <= _SHORT else f"{path}#{index}")
-    name = ",".join(words)
+class _NowhereError(Exception):
+    """A path that ends at ``inner``, which has no fields."""
+
+    def __init__(self, inner: Any) -> None:
+        super().__init__()
+        self.inner = inner
+
+
+def _nowhere(part: Part, path: str, inner: Any) -> Problem:
+    detail = f"the path {path} leads through a plain value of the spec"
+    fix = "Name a field of an object, such as optimizer.learning_rate."
+    if isinstance(inner, list):
+        detail = f"the path {path} names no element of a list of {len(inner)}"
+        fix = "Count elements from 0, or give the whole list as a value."
+    return _refusal(detail, _axis_pointer(part, path), fix=fix)
+
+
+def _index(step: str, elements: Sequence[Any]) -> int | None:
+    """Return which element a step of a path names, if it names one."""
+    if step.isascii() and step.isdigit() and int(step) < len(elements):
+        return int(step)
+    return None
+
+
+def _word(path: str, index: int, value: Any) -> str:
+    text = plain(value)
+    return f"{path}={text}" if len(text) <= _SHORT else f"{path}#{index}"
+
+
+def _name(part: Part, chosen: Mapping[str, int], words: Mapping[str, Sequence[str]]) -> str:
+    name = ",".join(words[path][index] for path, index in chosen.items())
     if len(name) > _LONGEST_NAME:
         name = ",".join(f"{number}#{index}" for number, index in enumerate(chosen.values()))
     return "/".join(filter(None, (part.name, name))) or "spec"
+
+
+def _check_size(parts: Sequence[Part], most: int) -> None:
+    size = 0
+    for part in parts:
+        size += len(part) * _weight(part.spec)
+        for values in part.grid.values():
+            size += len(part) // len(values) * _weight(values)
+    if size > most:
+        raise Problem(
+            422,
+            "batch_too_large",
+            f"The specs of all cells come to about {size / 2**20:.0f} MB; at most "
+            f"{most // 2**20} MB are accepted at once.",
+            fix="Send several smaller batches, or shorter specs.",
+            errors=[{"pointer": "/grid" if parts[0].grid else "/jobs", "message": "too large"}],
+        )
+
+
+def _weight(value: Any) -> int:
+    """Return about how many bytes of work a value is, from its texts and its number of parts."""
+    total, waiting = 0, [value]
+    while waiting:
+        inner = waiting.pop()
+        total += _PART_BYTES + (len(inner) if isinstance(inner, str) else 0)
+        if isinstance(inner, Mapping):
+            total += sum(map(len, inner))
+            waiting += inner.values()
+        elif isinstance(inner, list):
+            waiting += inner
+    return total
 
 
 def _check_values(part: Part) -> None:

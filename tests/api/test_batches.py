@@ -137,6 +137,8 @@ def test_one_refusal_names_every_fault_and_nothing_is_submitted(
         ({"grid": {"seed": [1, 2, 1]}}, "invalid_grid", "/grid/seed/2"),
         ({"grid": {"method.name": [1]}}, "invalid_grid", "/grid/method.name"),
         ({"grid": {"network.hidden.9": [1]}}, "invalid_grid", "/grid/network.hidden.9"),
+        ({"grid": {"network.hidden.\u00b2": [1]}}, "invalid_grid", "/grid/network.hidden.\u00b2"),
+        ({"grid": {"network.hidden.x.0": [1]}}, "invalid_grid", "/grid/network.hidden.x.0"),
         ({"grid": {"seed": []}}, "invalid_request", "/grid/seed"),
         ({"grid": {"a..b": [1]}}, "invalid_request", "/grid/a..b/[key]"),
         ({"grid": {"sede": [1]}}, "batch_refused", "/grid/sede/0"),

@@ -76,6 +76,7 @@ def test_a_method_that_is_not_allowed_names_those_that_are(client: httpx.Client)
         (b'{"spec": ' + b"[" * 100_000 + b"}", JSON, 400, "malformed_json"),
         (b'{"spec": {"seed": 1e999, "method": "project.unitary"}}', JSON, 422, "invalid_spec"),
         (b'{"spec": {"seed": ' + b"[" * 300 + b"]" * 300 + b"}}", JSON, 422, "invalid_request"),
+        (b'{"spec": {"include": [' + b"[]," * 30_000 + b"[]]}}", JSON, 422, "invalid_request"),
         (b" " * (2**20 + 1), JSON, 413, "body_too_large"),
     ],
 )

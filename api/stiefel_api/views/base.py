@@ -33,15 +33,19 @@ FileName = Annotated[
 
 
 _DEEPEST = 64
+_LARGEST = 30_000
 
 
 def shallow(value: Any) -> Any:
-    """Refuse JSON of unknown form that is nested deeper than serialisers follow."""
-    level, depth = [value], 0
+    """Refuse JSON of unknown form that is deeper than serialisers follow, or has too many parts."""
+    level, depth, parts = [value], 0, 0
     while level:
         depth += 1
+        parts += len(level)
         if depth > _DEEPEST:
             raise ValueError(f"nested more than {_DEEPEST} levels deep")
+        if parts > _LARGEST:
+            raise ValueError(f"more than {_LARGEST:,} values in all")
         level = [
             inner
             for outer in level
