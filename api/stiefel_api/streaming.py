@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import json
 import re
+import time
 from collections.abc import AsyncIterator, Callable
 from typing import NamedTuple, Self
 
 from starlette.concurrency import run_in_threadpool
 
+from stiefel_api.security import Caller
 from stiefel_api.service import Service
 from stiefel_jobs.records import Event, Job, Point
 from stiefel_jobs.states import TERMINAL
-from stiefel_jobs.store import queries
+from stiefel_jobs.store import keys, queries
 
 KEEP_ALIVE_S = 15.0
 _BATCH = 500
@@ -20,7 +22,7 @@ _RETRY = "retry: 1000\n\n"
 _ALIVE = ": still here\n\n"
 
 
-def stream_events(service: Service, job: Job, after: int) -> AsyncIterator[str]:
+def stream_events(service: Service, caller: Caller, job: Job, after: int) -> AsyncIterator[str]:
     """Send what is there, then what comes, then end with the job."""
 
     def read() -> list[str]:
@@ -31,7 +33,7 @@ def stream_events(service: Service, job: Job, after: int) -> AsyncIterator[str]:
         after = found[-1].seq if found else after
         return [_frame(str(event.seq), event.type, event.data) for event in found]
 
-    return _follow(service, job, read)
+    return _follow(service, caller, job, read)
 
 
 class PointCursor(NamedTuple):
@@ -52,7 +54,7 @@ class PointCursor(NamedTuple):
 
 
 def stream_points(
-    service: Service, job: Job, after: PointCursor, *, name: str | None
+    service: Service, caller: Caller, job: Job, after: PointCursor, *, name: str | None
 ) -> AsyncIterator[str]:
     """Send every point in the order of its report; one that is reported again comes again."""
 
@@ -68,15 +70,19 @@ def stream_points(
             frames.append(_frame(str(after), "job.metric", data))
         return frames
 
-    return _follow(service, job, read)
+    return _follow(service, caller, job, read)
 
 
-async def _follow(service: Service, job: Job, read: Callable[[], list[str]]) -> AsyncIterator[str]:
+async def _follow(
+    service: Service, caller: Caller, job: Job, read: Callable[[], list[str]]
+) -> AsyncIterator[str]:
     """Send what ``read`` finds, again after every change of the job, until the job is over.
 
-    ``read`` returns up to ``_BATCH`` frames that it has not returned before.
+    ``read`` returns up to ``_BATCH`` frames that it has not returned before. The stream ends
+    early, for the client to ask again, when the process stops or the key no longer holds.
     """
     yield _RETRY
+    asked = time.monotonic()
     while True:
         over = job.state in TERMINAL  # seen before the read: nothing can be missed
         frames = await run_in_threadpool(read)
@@ -86,11 +92,32 @@ async def _follow(service: Service, job: Job, read: Callable[[], list[str]]) -> 
             continue
         if over:
             return
-        while not await service.waiters.changed(job.id, job.version, KEEP_ALIVE_S):
+        changed = False
+        while not changed:
+            changed = await service.waiters.changed(job.id, job.version, KEEP_ALIVE_S)
             if service.waiters.closed:
-                return  # the client asks again where it was, and another process answers
-            yield _ALIVE
+                return
+            if time.monotonic() - asked >= KEEP_ALIVE_S:
+                if not await run_in_threadpool(_holds, service, caller):
+                    return
+                asked = time.monotonic()
+            if not changed:
+                yield _ALIVE
         job = await run_in_threadpool(queries.get_job, service.db, tenant=job.tenant, job_id=job.id)
+
+
+def _holds(service: Service, caller: Caller) -> bool:
+    """Whether the key that opened a stream is still neither revoked nor expired."""
+    if caller.key is None:
+        return True
+    known = keys.list_keys(service.db, tenant=caller.tenant)
+    now = time.time()
+    return any(
+        key.id == caller.key.id
+        and key.revoked_at is None
+        and (key.expires_at is None or key.expires_at > now)
+        for key in known
+    )
 
 
 def _frame(id: str, type: str, data: object) -> str:  # noqa: A002 - the words of the format

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import asyncio
 import json
 import threading
 import time
@@ -8,11 +9,15 @@ from datetime import datetime
 from typing import Any
 
 import httpx
+import pytest
 from house import House, checkpoint, problem, submit
 
+from stiefel_api import streaming
+from stiefel_api.security import Caller
+from stiefel_api.service import Service
 from stiefel_jobs.records import NewEvent, Point, Progress, Segment, StateFile
 from stiefel_jobs.states import State
-from stiefel_jobs.store import progress
+from stiefel_jobs.store import keys, progress, queries
 from stiefel_jobs.store.finish import release
 
 STREAM = {"Accept": "text/event-stream"}
@@ -91,6 +96,41 @@ def test_a_stream_goes_on_where_it_broke_off(client: httpx.Client, house: House)
 
 def test_a_stream_of_an_unknown_job_is_a_problem(client: httpx.Client) -> None:
     problem(client.get("/v1/jobs/job_0/events", headers=STREAM), 404, "not_found")
+
+
+@pytest.mark.parametrize("busy", [True, False])
+def test_a_stream_ends_soon_after_its_key_is_revoked(
+    house: House, tenant: str, monkeypatch: pytest.MonkeyPatch, busy: bool
+) -> None:
+    monkeypatch.setattr(streaming, "KEEP_ALIVE_S", 0.3)
+    secret = house.new_key(tenant)
+    with house.client(secret) as client:
+        job = submit(client)
+    held = house.work(job["id"])
+    key = keys.authenticate(house.db, secret)
+    assert key is not None
+    record = queries.get_job(house.db, tenant=tenant, job_id=job["id"])
+    caller = Caller(tenant, key.scopes, key)
+
+    async def scene() -> list[str]:
+        service = Service.of(house.settings)
+        got = []
+        try:
+            async with asyncio.timeout(20):
+                begun = time.monotonic()
+                async for text in streaming.stream_events(service, caller, record, 0):
+                    got.append(text)
+                    if busy:
+                        await asyncio.to_thread(tell, house, held, "x")
+                    if time.monotonic() - begun > 0.7:
+                        keys.revoke_key(house.db, tenant=tenant, key_id=key.id)
+        finally:
+            await service.waiters.close()
+            service.db.close()
+        return got
+
+    found = asyncio.run(scene())
+    assert (": still here\n\n" in found) != busy
 
 
 def test_metrics_are_paged_and_chosen(client: httpx.Client, house: House) -> None:

@@ -64,7 +64,7 @@ async def events(
         begin = int(given) if given.isdecimal() and len(given) < 19 else after
         headers = {"X-Accel-Buffering": "no"}
         return StreamingResponse(
-            stream_events(service, job, begin), media_type=STREAM, headers=headers
+            stream_events(service, caller, job, begin), media_type=STREAM, headers=headers
         )
     found = await run_in_threadpool(
         queries.events,
@@ -122,7 +122,7 @@ async def metrics(
         )
         headers = {"X-Accel-Buffering": "no"}
         begin = PointCursor.parse(last_event_id)
-        points = stream_points(service, job, begin, name=name)
+        points = stream_points(service, caller, job, begin, name=name)
         return StreamingResponse(points, media_type=STREAM, headers=headers)
     page = await run_in_threadpool(_points, service, caller.tenant, job_id, name, after, limit)
     return Response(page.model_dump_json(), media_type="application/json")
