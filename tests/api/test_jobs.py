@@ -331,6 +331,15 @@ def test_jobs_are_listed_by_page_status_and_label(client: httpx.Client) -> None:
     problem(client.get("/v1/jobs", params={"after": "'; --"}), 422, "invalid_request")
 
 
+@pytest.mark.parametrize("label", ["image=repo:tag", "image:repo:tag", "url=a=b:c", "url:a=b:c"])
+def test_the_first_separator_ends_the_name_of_a_label(client: httpx.Client, label: str) -> None:
+    labels = {"image": "repo:tag", "url": "a=b:c"}
+    job = submit(client, labels=labels)
+    submit(client, labels={"image": "repo"})
+    found = client.get("/v1/jobs", params={"label": label}).json()["data"]
+    assert [each["id"] for each in found] == [job["id"]]
+
+
 def test_labels_and_priority_change_under_a_version(client: httpx.Client) -> None:
     path = f"/v1/jobs/{submit(client, labels={'team': 'nlp'})['id']}"
     problem(client.patch(path, json={"priority": "high"}), 428, "if_match_missing")

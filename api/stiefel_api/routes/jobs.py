@@ -101,7 +101,8 @@ def list_all(
         list[State] | None, Query(description="Any of these.", examples=[["queued", "running"]])
     ] = None,
     label: Annotated[
-        list[str] | None, Query(description="All of these, `key:value`.", examples=[["team:nlp"]])
+        list[str] | None,
+        Query(description="All of these, `name=value` or `name:value`.", examples=[["team=nlp"]]),
     ] = None,
     batch: Annotated[
         str | None, Query(max_length=64, description="Of this batch.", examples=[BATCH_EXAMPLE])
@@ -124,16 +125,16 @@ def list_all(
 
 
 def _label(text: str) -> tuple[str, str]:
-    for separator in (":", "="):
-        key, found, value = text.partition(separator)
-        if found and key:
-            return key, value
+    # Whichever separator comes first: the value may hold the other one, as in image=repo:tag.
+    parts = re.split("[=:]", text, maxsplit=1)
+    if len(parts) == 2 and parts[0]:
+        return parts[0], parts[1]
     raise Problem(
         422,
         "label_malformed",
-        f"The label {text[:100]!r} is not of the form key:value.",
-        fix="Write ?label=team:nlp, once per label.",
-        errors=[{"parameter": "label", "in": "query", "message": "not key:value"}],
+        f"The label {text[:100]!r} is not of the form name=value.",
+        fix="Write ?label=team=nlp, once per label.",
+        errors=[{"parameter": "label", "in": "query", "message": "not name=value"}],
     )
 
 
