@@ -66,7 +66,7 @@ def procrustes(
         InvalidInputError: shapes that do not fit, or non-finite entries.
 
     Cost: one m x m Gram matrix of the inputs in float64 and one polar factor (one per iteration
-    if wide); with ``outputs`` also two to five products of the inputs by m x n, for the distances.
+    if wide); with ``outputs`` also two to four products of the inputs by m x n, for the distances.
     """
     rows = inputs.reshape(-1, inputs.shape[-1]) if inputs.ndim else inputs
     if w.ndim != 2 or rows.ndim != 2 or rows.shape[-1] != w.shape[1]:
@@ -186,7 +186,7 @@ def _of_outputs(rows: Tensor, wanted: Tensor, scale: Scale) -> _Problem:
         return total / mean
 
     aligned = _summed(rows, wanted) / mean
-    norm = measured(rows.new_zeros(wanted.shape[1], rows.shape[1]), 0.0)
+    norm = sum(_inner(y, y) for y in (widened(y) / peak for y in torch.split(wanted, ROWS))) / mean
     return _Problem(moment / mean, aligned, norm, scale, measured)
 
 
