@@ -50,7 +50,7 @@ NEXT: dict[State, frozenset[State]] = {
         {State.FINALIZING, State.PAUSING, State.CANCELLING, State.QUEUED, State.FAILED}
     ),
     State.PAUSING: frozenset({State.PAUSED, State.CANCELLING, State.FAILED}),
-    State.PAUSED: frozenset({State.QUEUED, State.CANCELLED}),
+    State.PAUSED: frozenset({State.QUEUED, State.CANCELLED, State.EXPIRED}),
     State.CANCELLING: frozenset({State.CANCELLED}),
     State.FINALIZING: frozenset({State.SUCCEEDED, State.QUEUED, State.FAILED}),
     State.SUCCEEDED: frozenset(),

@@ -7,7 +7,7 @@ from sqlalchemy import func, select
 from yard import ERROR, TENANT, Yard, check_history, drain, held
 
 from stiefel_jobs.states import Blame, State
-from stiefel_jobs.store.actions import cancel
+from stiefel_jobs.store.actions import cancel, pause
 from stiefel_jobs.store.finish import fail
 from stiefel_jobs.store.outbox import SENT_KEPT_S, flush, forget_sent, mark_sent, unsent
 from stiefel_jobs.store.sweep import LARGER_WORKER_S, RING_AGAIN_S, sweep
@@ -67,6 +67,30 @@ def test_a_queued_job_past_its_deadline_expires(yard: Yard) -> None:
     assert report.expired == (late.id,)
     assert yard.get(late.id).finished_at is not None
     assert yard.get(early.id).state is State.QUEUED
+
+
+def test_a_paused_job_past_its_deadline_expires(yard: Yard) -> None:
+    waiting, lost = yard.submit(deadline_s=60.0), yard.started(deadline_s=60.0)
+    for job_id in (waiting.id, lost.job_id):
+        pause(yard.db, tenant=TENANT, job_id=job_id)
+    yard.advance(31)  # the worker of the second is gone before it has paused
+    assert (sweep(yard.db).paused, sweep(yard.db).expired) == ((lost.job_id,), ())
+    assert yard.get(waiting.id).state is State.PAUSED
+    yard.advance(30)
+    assert sorted(sweep(yard.db).expired) == sorted((waiting.id, lost.job_id))
+    for job_id in (waiting.id, lost.job_id):
+        expired = yard.get(job_id)
+        assert (expired.state, expired.reason) == (State.EXPIRED, "deadline passed")
+        assert expired.finished_at is not None
+        check_history(yard.events(job_id))
+
+
+def test_a_paused_job_without_a_deadline_stays(yard: Yard) -> None:
+    job = yard.submit()
+    pause(yard.db, tenant=TENANT, job_id=job.id)
+    yard.advance(1e6)
+    assert sweep(yard.db).expired == ()
+    assert yard.get(job.id).state is State.PAUSED
 
 
 def test_a_running_job_past_its_deadline_is_its_workers_business(yard: Yard) -> None:

@@ -30,13 +30,16 @@ def sweep(db: Database) -> SweepReport:
     """Run one sweep. Any number of sweepers may run at once: each job is settled under its lock.
 
     Expired leases: running or finalizing jobs are queued again or, out of attempts, failed;
-    pausing ones are paused, cancelling ones cancelled. Queued jobs past their deadline expire;
-    those too large for every worker of their queue fail when they have waited long enough.
+    pausing ones are paused, cancelling ones cancelled. Queued and paused jobs past their
+    deadline expire; queued ones too large for every worker of their queue fail when they have
+    waited long enough.
     ``report.ring`` names the queues to ring; its messages count as sent, for a ring that is lost
     again costs no more than the workers' polling interval.
     """
     settled = _settle(db, (jobs.c.state.in_(LEASED)) & (jobs.c.lease_until < db.now), lose)
-    settled += _settle(db, (jobs.c.state == State.QUEUED) & (jobs.c.deadline_at <= db.now), _expire)
+    # A worker that holds a job watches the deadline itself; nobody else watches one at rest.
+    resting = jobs.c.state.in_([State.QUEUED, State.PAUSED])
+    settled += _settle(db, resting & (jobs.c.deadline_at <= db.now), _expire)
     settled += _refuse_misfits(db)
     ids = {
         state: tuple(job_id for job_id, now in settled if now is state)
