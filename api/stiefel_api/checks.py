@@ -61,7 +61,7 @@ class Checked:
             queue=self.queue,
             tensors_selected=planned.pop("selected"),
             tensors_skipped=planned.pop("skipped"),
-            warnings=list(self.doubts),
+            warnings=[*self.doubts, *(self.training.doubts if self.training else ())],
             training=TrainingPlanView.model_validate(training) if training else None,
             **planned,
         )

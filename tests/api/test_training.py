@@ -77,6 +77,15 @@ def test_a_dry_run_names_layers_parameters_steps_and_memory(client: httpx.Client
     assert client.get("/v1/jobs").json()["data"] == []
 
 
+def test_a_dry_run_warns_of_a_warm_up_that_outlasts_the_run(client: httpx.Client) -> None:
+    late = training(data=data(client), method="train.oialr", delay=12)
+    (warning,) = [text for text in dry(client, late)["warnings"] if "warm-up" in text]
+    assert "after 12 steps" in warning
+    assert "/spec/delay" in warning
+    for soon in (late["spec"] | {"delay": 11}, late["spec"] | {"delay": None}):
+        assert "warm-up" not in " ".join(dry(client, {"spec": soon})["warnings"])
+
+
 def test_the_same_arrays_in_safetensors_give_the_same_plan(client: httpx.Client) -> None:
     arrays = {"x": np.zeros((100, 8, 8), np.float32), "y": np.arange(100, dtype=np.int32) % 10}
     artifact = put(client, save(arrays), name="digits.safetensors")

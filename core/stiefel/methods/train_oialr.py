@@ -32,11 +32,12 @@ class OrthogonalityInformed:
             evaluation="auto",
         )
         optimizer = build_optimizer(spec.optimizer, network.parameters())
+        delay, period = spec.timing(steps)
         self._schedule = OialrSchedule(
             network,
             optimizer,
-            delay=spec.delay,
-            period=spec.period,
+            delay=delay,
+            period=period,
             cutoff=spec.cutoff,
             share=spec.tested_share,
             rest=spec.rest,

@@ -116,11 +116,15 @@ class TrainOialrSpec(LowRankTrainingSpec):
 
     method: Literal["train.oialr"] = "train.oialr"
     optimizer: Optimizer = Optimizer(name="adamw", learning_rate=3e-4, weight_decay=0.01)
-    delay: Annotated[int, Field(ge=0, le=10_000_000)] = Field(
-        default=1000, description="Dense steps before the transition"
+    delay: Annotated[int, Field(ge=0, le=10_000_000)] | None = Field(
+        default=None,
+        description="Dense steps before the transition; left out: 1000, and a quarter of the run "
+        "at most",
     )
-    period: Annotated[int, Field(ge=1, le=10_000_000)] = Field(
-        default=500, description="Steps between tests of the ranks"
+    period: Annotated[int, Field(ge=1, le=10_000_000)] | None = Field(
+        default=None,
+        description="Steps between tests of the ranks; left out: 500, and a twentieth of the run "
+        "at most",
     )
     cutoff: Annotated[float, Field(ge=0.0, lt=1.0)] = Field(
         default=0.15, description="Drop singular values below this share of the largest"
@@ -133,3 +137,16 @@ class TrainOialrSpec(LowRankTrainingSpec):
     rest: Annotated[int, Field(ge=0, le=1_000_000)] = Field(
         default=0, description="Tests that a layer sits out after its rank fell"
     )
+
+    def timing(self, steps: int) -> tuple[int, int]:
+        """``delay`` and ``period`` of a run of ``steps`` steps."""
+        delay = min(1000, steps // 4) if self.delay is None else self.delay
+        period = max(1, min(500, steps // 20)) if self.period is None else self.period
+        return delay, period
+
+    def doubts(self, steps: int) -> list[str]:
+        """See :meth:`TrainingSpec.doubts`."""
+        if self.delay is None or self.delay < steps:
+            return []
+        ends = f"The run ends after {steps} steps, before its dense warm-up of {self.delay}"
+        return [f"{ends}: no layer will be factored. Give a smaller /spec/delay, or leave it out."]

@@ -131,6 +131,10 @@ class TrainingSpec(MethodSpec):
             raise ValueError(f"a batch of {batch} cannot be shared by {devices} devices")
         return self
 
+    def doubts(self, steps: int) -> list[str]:
+        """What may surprise in a run of at most ``steps`` steps, for people."""
+        return []
+
     def inputs(self) -> dict[str, str]:
         """Data files and, where given, the weights to start from."""
         staged = self.data.inputs()

@@ -42,6 +42,7 @@ class TrainingPlan:
         steps: at most so many in all.
         peak_memory_bytes: estimate for the worker's processes together; 0: not known.
         unknown: what only the worker decides, for people.
+        doubts: what may surprise, for people.
     """
 
     layers: list[PlannedLayer] | None
@@ -53,6 +54,7 @@ class TrainingPlan:
     steps: int | None
     peak_memory_bytes: int
     unknown: tuple[str, ...]
+    doubts: tuple[str, ...] = ()
 
     def to_dict(self, *, limit: int | None = None) -> dict[str, Any]:
         """JSON form; ``limit`` cuts the list of layers."""
@@ -106,6 +108,7 @@ def plan_training(spec: TrainingSpec, files: Mapping[str, Source]) -> TrainingPl
         steps=total,
         peak_memory_bytes=estimate_memory(spec, facts, table if known else None, layers),
         unknown=tuple(unknown),
+        doubts=() if total is None else tuple(spec.doubts(total)),
     )
 
 

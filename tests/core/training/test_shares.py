@@ -40,6 +40,11 @@ def test_oialr_tells_the_trained_share(tmp_path: Path) -> None:
     assert soon["trainable_share"] == pytest.approx((sum(r * r for r in ranks) + rest) / dense)
 
 
+def test_a_short_run_of_oialr_is_factored_without_being_told_when(tmp_path: Path) -> None:
+    short = figures(tmp_path, "train.oialr", cutoff=0.3)
+    assert short["trainable_share"] < 1.0
+
+
 @pytest.mark.parametrize("normalisation", ["none", "batch"])
 def test_a_dense_run_saves_nothing(normalisation: str, tmp_path: Path) -> None:
     network = {"family": "mlp", "hidden": [16, 16], "normalisation": normalisation}
