@@ -194,6 +194,7 @@ def main() -> None:
             }
         )
     facts = {"rank": RANK, "period": PERIOD, "width": WIDTH, "layers": LAYERS, "steps": args.steps}
+    facts |= {"batch": BATCH, "context": CONTEXT}
     command = command_line()
     for folder in filter(None, (args.data, args.authors)):
         command = command.replace(str(folder), "DIR")

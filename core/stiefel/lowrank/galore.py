@@ -183,10 +183,12 @@ def _renew(state: dict[str, Any], grad: Tensor, group: dict[str, Any]) -> None:
     if "basis" in state:
         turn = basis.T @ state["basis"]
         state["exp_avg"] = turn @ state["exp_avg"]
-        state["exp_avg_sq"] = turn.square() @ state["exp_avg_sq"]
-        # Of what the old subspace did not hold, second moments know nothing: taken as zero they
-        # make the next steps up to 0.1 / sqrt(0.001) times as long, so the gradient stands in.
+        known = state["exp_avg_sq"]
+        state["exp_avg_sq"] = turn.square() @ known
+        # Of what the old subspace did not hold, second moments know nothing. Taken as zero they
+        # make the next steps up to 0.1 / sqrt(0.001) times as long; so what stood at the same
+        # place of the spectrum, which changes less than its directions do, stands in.
         unknown = (1 - turn.square().sum(1, keepdim=True)).clamp_min(0)
-        seen = 1 - group["betas"][1] ** state["step"]  # by which Adam will divide
-        state["exp_avg_sq"] += seen * unknown * (basis.T @ grad).square()
+        places = torch.arange(rank, device=grad.device).clamp_max(len(known) - 1)
+        state["exp_avg_sq"] += unknown * known[places]
     state["basis"] = basis
