@@ -11,14 +11,17 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from stiefel.errors import InvalidInputError
+from stiefel.lowrank.renaming import pieces, renamed
 from stiefel.specs.starting import check_fresh, foreign_weights, is_fresh
 
 
 def load_weights(network: nn.Module, path: Path, *, fresh: Sequence[str] = ()) -> None:
     """Load uploaded weights strictly: every tensor of the network, no other, same shapes.
 
-    Of tensors that are tied one is enough, as ``save_pretrained`` writes them; and those of a
-    body alone (``BertModel``) go where the network has its body.
+    Of tensors that are tied one is enough, as ``save_pretrained`` writes them; those of a body
+    alone (``BertModel``) go where the network has its body; and names that transformers has for
+    files alone (ViT: ``encoder.layer.0``) stand for those of the network.
 
     Args:
         network: changed in place.
@@ -45,7 +48,7 @@ def load_weights(network: nn.Module, path: Path, *, fresh: Sequence[str] = ()) -
         if name in drawn:
             given[name] = value
         elif name not in given:
-            raise foreign_weights(f"it has no tensor {name}", name)
+            raise _absent(network, name, given)
         elif (reason := _unfit(given[name], value)) is not None:
             raise foreign_weights(f"tensor {name} {reason}", name)
     superfluous = _superfluous(network, given)
@@ -55,14 +58,31 @@ def load_weights(network: nn.Module, path: Path, *, fresh: Sequence[str] = ()) -
 
 
 def _named_as(network: nn.Module, given: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors by the names of ``network``, where only what comes before them differs."""
+    """The tensors by the names of ``network``, where those of its files are others."""
     own = network.state_dict().keys()
     if not own & given.keys():  # a checkpoint of a network behind an adapter
         given = {name.removeprefix("inner."): value for name, value in given.items()}
+    given = renamed(network, given)
     body = f"{getattr(network, 'base_model_prefix', '')}."
     if body == "." or any(name.startswith(body) for name in given):
         return given
     return {body + name if body + name in own else name: value for name, value in given.items()}
+
+
+def _absent(network: nn.Module, name: str, given: Mapping[str, Tensor]) -> InvalidInputError:
+    """The refusal of weights without the tensor ``name``."""
+    piece = pieces(network, given).get(name)
+    if piece is None:
+        return foreign_weights(f"it has no tensor {name}", name)
+    return InvalidInputError(
+        f"weights: it has no tensor {name}, which transformers makes of {piece} "
+        "by more than a change of name",
+        code="weights_do_not_fit",
+        fix="save the model under its own names: load it with from_pretrained, then "
+        "safetensors.torch.save_model(model, 'model.safetensors')",
+        tensor=name,
+        field="/weights",
+    )
 
 
 def _superfluous(network: nn.Module, given: Iterable[str]) -> set[str]:
