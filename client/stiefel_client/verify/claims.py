@@ -6,7 +6,7 @@ import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -16,7 +16,15 @@ from stiefel_client.verify.certificate import CertifiedTensor
 from stiefel_client.verify.report import Claim, Verification
 from stiefel_client.verify.sources import Sources
 
-Figures = dict[str, float | None]
+
+class Figure(NamedTuple):
+    """One figure measured here; ``value`` None: not measurable."""
+
+    value: float | None
+    slack: float = 0.0  # how far the rounding of what is stored may have moved it
+
+
+Figures = dict[str, Figure]
 
 # Both sides measure in float64 from the same stored numbers: what remains is the order of
 # summation. The absolute part covers figures that are themselves rounding noise.
@@ -90,37 +98,48 @@ def _measure(
     gain = _gain(row.claims)
     gram = measures.gram(file, entry)
     if "orthogonality_defect" in row.claims:
-        figures["orthogonality_defect"] = measures.orthogonality_defect(gram, gain)
+        figures["orthogonality_defect"] = Figure(measures.orthogonality_defect(gram, gain))
     if "rank" in row.claims:
-        figures["rank"] = measures.numerical_rank(file, entry, gram)
+        figures["rank"] = Figure(measures.numerical_rank(file, entry, gram))
     source = sources.matrix(row.source or row.name)
     if source is None:
         return figures
     values = file.rows(entry, 0, entry.matrix_shape[0])
     if row.role == "projected":
         return figures | _projection_figures(values, source, gain, rotation)
-    return figures | _approximation_figures(values, source, row.claims)
+    rounding = measures.rounding(entry, measures.frobenius(values))
+    return figures | _approximation_figures(values, source, row.claims, rounding)
 
 
 def _projection_figures(values: Array, source: Array, gain: float, rotation: bool) -> Figures:
     optimum = measures.nearest_orthonormal(source, gain, rotation=rotation)
     return {
-        "distance_to_input": measures.frobenius(values - source),
-        "distance_to_optimum": (
+        "distance_to_input": Figure(measures.frobenius(values - source)),
+        "distance_to_optimum": Figure(
             measures.frobenius(values - optimum.nearest) if optimum.unique else None
         ),
-        "optimum_distance_to_input": optimum.distance,
+        "optimum_distance_to_input": Figure(optimum.distance),
     }
 
 
-def _approximation_figures(values: Array, source: Array, claims: Mapping[str, Any]) -> Figures:
+def _approximation_figures(
+    values: Array, source: Array, claims: Mapping[str, Any], rounding: float = 0.0
+) -> Figures:
+    """Errors and energy of ``values``, which were rounded by at most ``rounding`` as a whole."""
     norm = measures.frobenius(source) or 1.0
-    figures: Figures = {"relative_error": measures.frobenius(values - source) / norm}
+    error = measures.frobenius(values - source) / norm
+    figures: Figures = {"relative_error": Figure(error)}
     rank = claims.get("rank")
-    if isinstance(rank, int):
+    if "optimal_error" not in claims:
+        # Not the truncated SVD of the source, but what data or a random sketch chose: it keeps
+        # what its own error leaves. The energy is certified of the product before its rounding.
+        shift = rounding / norm
+        slack = 2 * error * shift + shift**2
+        figures["retained_energy"] = Figure(max(0.0, 1 - error**2), slack)
+    elif isinstance(rank, int):
         tail = measures.best_rank(source, rank)
-        figures["retained_energy"] = tail.retained_energy
-        figures["optimal_error"] = tail.optimal_error
+        figures["retained_energy"] = Figure(tail.retained_energy)
+        figures["optimal_error"] = Figure(tail.optimal_error)
     return figures
 
 
@@ -134,7 +153,7 @@ def _factor_figures(
     if not all(_is_matrix(entry) for _, entry in entries):
         return {}
     figures: Figures = {
-        "rank": min(measures.numerical_rank(file, entry) for file, entry in entries)
+        "rank": Figure(min(measures.numerical_rank(file, entry) for file, entry in entries))
     }
     source = sources.matrix(source_name)
     if source is not None and len(group) > 1:
@@ -177,12 +196,14 @@ def _judge(
     outcome.tensors[at] = replace(check, claims=tuple(judged))
 
 
-def _claim(name: str, claimed: float, measured: float | None, size: int) -> Claim:
+def _claim(name: str, claimed: float, figure: Figure, size: int) -> Claim:
+    measured = figure.value
     if measured is None:
         return Claim(name, claimed, None, True)
     if name == "rank":
         return Claim(name, claimed, measured, measured <= claimed)
     bound = RELATIVE * max(abs(claimed), abs(measured)) + ABSOLUTE * math.sqrt(size)
+    bound += figure.slack
     # A comparison with a NaN is false: what is not finite does not hold.
     return Claim(name, claimed, measured, abs(claimed - measured) <= bound)
 

@@ -6,6 +6,7 @@ Functions of Matrices, ch. 8 (the polar factor is the nearest matrix with orthon
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -14,6 +15,14 @@ import numpy as np
 from stiefel_client.tensorfile import EPS, Array, TensorEntry, TensorFile
 
 BLOCK_NUMBERS = 4 * 2**20  # 32 MiB of float64 per block
+# The spacing of each stored dtype around zero, where it no longer shrinks with the number.
+SPACING_AT_ZERO = {
+    "F16": 2.0**-24,
+    "BF16": 2.0**-133,
+    "F32": 2.0**-149,
+    "C64": 2.0**-149,
+    "F64": 2.0**-1074,
+}
 
 
 def tall_blocks(
@@ -43,6 +52,19 @@ def gram(file: TensorFile, entry: TensorEntry) -> Array:
 def frobenius(matrix: Array) -> float:
     """Frobenius norm; summed in pairs, and without waking BLAS threads for so little."""
     return float(np.sqrt(np.sum(np.square(np.abs(matrix)))))
+
+
+def rounding(entry: TensorEntry, norm: float) -> float:
+    """How far, in Frobenius norm, a matrix may lie from what was rounded to its dtype.
+
+    ``norm`` is the Frobenius norm of the matrix. Each of its numbers was moved by at most half
+    the spacing there, eps / 2 of itself or, around zero, half the spacing at zero.
+
+    Source: Higham, Accuracy and Stability of Numerical Algorithms, 2nd ed., Theorem 2.3.
+    """
+    numbers = entry.elements * (2 if entry.dtype == "C64" else 1)
+    smallest = SPACING_AT_ZERO[entry.dtype] * math.sqrt(numbers)
+    return (EPS[entry.dtype] * norm + smallest) / 2
 
 
 def orthogonality_defect(gram_matrix: Array, gain: float = 1.0) -> float:
