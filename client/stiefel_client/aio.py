@@ -84,7 +84,7 @@ class AsyncStiefel:
             else:
                 pause = self.retry.after_answer(response, attempt, repeatable=call.repeatable)
                 if pause is None:
-                    return answer(call, response)
+                    return answer(self.service, call, response)
             await asyncio.sleep(pause)
 
     @asynccontextmanager

@@ -11,7 +11,7 @@ from typing import Any, Self, TypeVar
 import httpx
 
 from stiefel_client.calls import Call
-from stiefel_client.errors import ServiceUnreachableError, error_from
+from stiefel_client.errors import ConfigurationError, ServiceUnreachableError, error_from
 from stiefel_client.locate import Service, find_service
 from stiefel_client.retries import RetryPolicy
 
@@ -81,7 +81,7 @@ class Transport:
             else:
                 pause = self.retry.after_answer(response, attempt, repeatable=call.repeatable)
                 if pause is None:
-                    return answer(call, response)
+                    return answer(self.service, call, response)
             time.sleep(pause)
 
     @contextmanager
@@ -103,15 +103,31 @@ def connection(service: Service) -> dict[str, Any]:
     return {"base_url": service.url, "headers": headers, "trust_env": not service.local}
 
 
-def answer(call: Call[T], response: httpx.Response) -> T:
+def answer(service: Service, call: Call[T], response: httpx.Response) -> T:
     """The parsed answer of a call.
 
     Raises:
         StiefelApiError: the service refused.
+        ConfigurationError: something else than the service answered.
     """
     if response.status_code >= 400:
         raise error_from(response)
-    return call.parse(response)
+    # A page for people is never an answer, even to a call whose answer nobody reads.
+    kind = response.headers.get("content-type", "no content type")
+    if response.has_redirect_location or kind.startswith("text/html"):
+        raise _foreign(service, response, kind)
+    try:
+        return call.parse(response)
+    except ValueError as error:
+        raise _foreign(service, response, kind) from error
+
+
+def _foreign(service: Service, response: httpx.Response, kind: str) -> ConfigurationError:
+    return ConfigurationError(
+        f"{service.url} answers, but not as this client expects of a Stiefel service "
+        f"(HTTP {response.status_code}, {kind})",
+        fix="Check the URL; a service of another version may need a client of that version",
+    )
 
 
 def unreachable(service: Service, error: Exception) -> ServiceUnreachableError:

@@ -125,6 +125,78 @@ def test_nobody_at_home_exits_1() -> None:
     assert "stiefel serve" in done.stderr
 
 
+PAGE = Answer(200, b"<html>Welcome</html>", {"Content-Type": "text/html"})
+MOVED = Answer(302, b"", {"Location": "https://elsewhere.example/"})
+
+
+@pytest.mark.parametrize(
+    ("command", "answer"),
+    [
+        (["jobs"], PAGE),
+        (["jobs"], Answer(200, ["surprise"])),
+        (["jobs"], Answer(200, b"ok")),
+        (["keys", "revoke", "key_1"], PAGE),
+        (["keys", "revoke", "key_1"], MOVED),
+    ],
+)
+def test_a_url_where_something_else_answers_is_bad_use(service, at, command, answer) -> None:
+    service.on("GET", "/v1/jobs", answer)
+    service.on("DELETE", "/v1/keys/key_1", answer)
+    assert_message(run(*command, *at), 2, "Check the URL")
+
+
+def test_a_page_in_the_place_of_events_is_bad_use(service, at) -> None:
+    for path in ("/v1/jobs/job_1", "/v1/jobs/job_1/events"):
+        service.on("GET", path, PAGE)
+    assert_message(run("watch", "job_1", "--events", *at), 2, "Check the URL")
+
+
+@pytest.mark.parametrize("url", ["http://[::1", "http://x:99999", "http://a:b", "http://"])
+def test_a_url_that_is_none_is_bad_use(url: str) -> None:
+    assert_message(run("jobs", "--url", url), 2, "Give one such as http://")
+
+
+@pytest.mark.parametrize("key", ["stf_schlüssel", "stf_a\nb"])
+def test_a_key_that_no_header_carries_is_bad_use_and_not_repeated(service, key: str) -> None:
+    done = run("jobs", "--url", service.url, "--key", key)
+    assert_message(done, 2, "STIEFEL_API_KEY")
+    assert "stf_" not in done.stderr
+
+
+def test_a_damaged_key_file_is_told_too(service, own_data_dir: Path) -> None:
+    own_data_dir.mkdir()
+    (own_data_dir / "api_key").write_bytes(b"\xff\xfe")
+    assert_message(run("jobs", "--url", service.url), 2, "api_key in the data folder")
+
+
+def test_a_file_where_a_folder_belongs_is_bad_use(service, at, tmp_path: Path) -> None:
+    taken = tmp_path / "taken"
+    taken.write_text("mine")
+    for command in (
+        ["download", "job_1", "-o", taken],
+        ["download", "job_1", "-o", taken / "below"],
+        ["checkpoints", "job_1", "-o", taken],
+        ["submit", "art_9", "-m", "x", "--download", taken],
+    ):
+        assert_message(run(*command, *at), 2, "name a folder")
+    assert service.requests == []
+    assert taken.read_text() == "mine"
+
+
+def test_a_folder_that_is_not_there_for_an_artifact_is_told(service, at, tmp_path: Path) -> None:
+    record = {"id": "art_1", "name": "x", "sha256": "0" * 64, "bytes": 1}
+    service.on("GET", "/v1/artifacts/art_1", Answer(200, record))
+    service.on("GET", "/v1/artifacts/art_1/content", Answer(200, b"x"))
+    done = run("download", "art_1", "-o", tmp_path / "no" / "x", *at)
+    assert_message(done, 1, "Check the path")
+
+
+def assert_message(done: subprocess.CompletedProcess[str], code: int, remedy: str) -> None:
+    assert done.returncode == code, done.stderr
+    assert remedy in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 def test_ctrl_c_detaches_with_a_hint(service, at) -> None:
     service.on("GET", "/v1/jobs/job_1", Answer(200, JOB | {"status": "running"}))
     process = subprocess.Popen(

@@ -9,11 +9,13 @@ import typer
 
 from stiefel_client import calls
 from stiefel_client.cli.follow import fetch
-from stiefel_client.cli.options import EXIT_FAILED, JobId, Json, Key, Url
+from stiefel_client.cli.options import EXIT_FAILED, JobId, Json, Key, Url, a_folder
 from stiefel_client.cli.show import byte_bar, err, out, print_json, table
 from stiefel_client.client import Stiefel
 from stiefel_client.verify import Claim, TensorCheck, Verification
 from stiefel_client.verify import verify as verify_files
+
+ARTIFACT = "art_"  # ids of artifacts begin with it
 
 keys_app = typer.Typer(help="Make, list and revoke API keys.", no_args_is_help=True)
 
@@ -35,8 +37,10 @@ def download(
     json: Json = False,
 ) -> None:
     """Fetch the files of a finished job; run it again after a break and it goes on."""
+    if not source.startswith(ARTIFACT):
+        a_folder(target)
     with Stiefel(url, key) as client:
-        if source.startswith("art_"):
+        if source.startswith(ARTIFACT):
             paths = [_fetch_artifact(client, source, target, quiet=json)]
         else:
             paths = fetch(client, client.jobs.get(source), target, quiet=json)
@@ -57,7 +61,8 @@ def _fetch_artifact(client: Stiefel, artifact_id: str, target: Path, *, quiet: b
 def checkpoints(
     job: JobId,
     target: Annotated[
-        Path | None, typer.Option("--output", "-o", help="Fetch one into this folder.")
+        Path | None,
+        typer.Option("--output", "-o", callback=a_folder, help="Fetch one into this folder."),
     ] = None,
     number: Annotated[
         int | None, typer.Option(min=1, help="Which one to fetch; default the newest.")

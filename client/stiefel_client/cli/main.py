@@ -43,6 +43,11 @@ def main() -> None:
         # The reader of our output has gone, as in `stiefel jobs | head`.
         sys.stderr.close()
         sys.exit(EXIT_FAILED)
+    except OSError as error:
+        # A disk that is full, a folder that may not be written: the machine's matter, not ours.
+        fix = "Check the path, who may write there, and the free space" if error.filename else None
+        complain(StiefelClientError(str(error), fix=fix))
+        sys.exit(EXIT_FAILED)
 
 
 def _exit_code(error: StiefelClientError) -> int:

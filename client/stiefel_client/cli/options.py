@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -24,6 +25,19 @@ Key = Annotated[
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
 JobId = Annotated[str, typer.Argument(metavar="JOB", help="Job id.")]
+
+
+def a_folder(path: Path | None) -> Path | None:
+    """The path itself, if it is a folder or can be made one.
+
+    Raises:
+        typer.BadParameter: it is a file, or lies below one.
+    """
+    if path is not None:
+        found = next((place for place in (path, *path.parents) if place.exists()), None)
+        if found is not None and not found.is_dir():
+            raise typer.BadParameter(f"{found} is a file; name a folder")
+    return path
 
 
 def read_labels(pairs: Sequence[str]) -> dict[str, str]:

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from stiefel_client.cli.follow import follow
-from stiefel_client.cli.options import Json, Key, Url, read_labels, read_parameters
+from stiefel_client.cli.options import Json, Key, Url, a_folder, read_labels, read_parameters
 from stiefel_client.cli.show import byte_bar, out, print_json, say
 from stiefel_client.client import Stiefel
 from stiefel_client.errors import ConfigurationError
@@ -59,7 +59,7 @@ def submit(
         float | None, typer.Option(min=0, help="Seconds to wait; then exit 3.")
     ] = None,
     download: Annotated[
-        Path | None, typer.Option(help="Folder for the result; implies --wait.")
+        Path | None, typer.Option(callback=a_folder, help="Folder for the result; implies --wait.")
     ] = None,
     url: Url = None,
     key: Key = None,
