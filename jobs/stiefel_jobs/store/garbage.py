@@ -111,6 +111,13 @@ def _known(db: Database, names: list[tuple[str, str]]) -> set[tuple[str, str]]:
 
 
 def _remove(store: Blobs, key: str, grace_s: float) -> int:
+    """Remove an object unless it was written anew; return how many went.
+
+    What is written anew between the look and the removal is lost: one round trip, and only for
+    bytes that nobody named for a whole grace period. No store removes on condition of an age (an
+    ETag is that of the bytes, the same as before), and no lock in the database would help, since
+    writers name bytes only after they have written them.
+    """
     found = store.look(key)
     if found is None or (datetime.now(UTC) - found.changed).total_seconds() < grace_s:
         return 0
