@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import safetensors.torch
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
@@ -27,6 +26,7 @@ from stiefel.lowrank.factored import (
 from stiefel.lowrank.linear import LowRankLinear
 from stiefel.lowrank.renaming import renamed
 from stiefel.lowrank.steps import Factors
+from stiefel.lowrank.stored import is_shard, read_tensors
 from stiefel.replacing import replace_module
 
 PAIR = (".factor_out", ".factor_in")
@@ -50,23 +50,27 @@ def load_factored(
     Args:
         model: the original architecture, freshly built; Hugging Face models included, whose
             files may have other names than their modules.
-        source: a safetensors file or a mapping by name. Factors are ``N.factor_out`` and
-            ``N.factor_in``, as the method ``factorize.low_rank`` and ``export`` write them, or
-            ``N.U``, ``N.S``, ``N.V``, as training writes them. All other tensors load as usual.
+        source: a safetensors file; of a checkpoint in shards its index (``….index.json``), with the
+            shards beside it; a folder that holds ``model.safetensors`` or else one index; or a
+            mapping by name. Factors are ``N.factor_out`` and ``N.factor_in``, as the method
+            ``factorize.low_rank`` and ``export`` write them, or ``N.U``, ``N.S``, ``N.V``, as
+            training writes them. All other tensors load as usual.
         strict: raise on missing and unexpected names. Weights tied to a loaded one do not count
             as missing.
 
     Raises:
-        InvalidInputError: names or shapes do not fit the model, which is then as it was.
+        InvalidInputError: names or shapes do not fit the model, which is then as it was; or files
+            that cannot be read, or are not all there.
+        FileNotFoundError: there is nothing at ``source``.
     """
-    stored = source if isinstance(source, Mapping) else safetensors.torch.load_file(source)
+    stored = source if isinstance(source, Mapping) else read_tensors(Path(source))
     tensors = renamed(model, stored)
     swaps = _Swaps(model)
     try:
         attended = _fill_attention(model, tensors)
         factored, merged = _place_pairs(swaps, tensors)
         low_rank = _place_triples(swaps, tensors)
-        _check_fit(model, tensors, strict)
+        _check_fit(model, tensors, strict, source)
     except BaseException:
         swaps.undo()
         raise
@@ -93,7 +97,12 @@ class _Swaps:
             replace_module(self.model, name, old)
 
 
-def _check_fit(model: nn.Module, tensors: Mapping[str, Tensor], strict: bool) -> None:
+def _check_fit(
+    model: nn.Module,
+    tensors: Mapping[str, Tensor],
+    strict: bool,
+    source: str | Path | Mapping[str, Tensor],
+) -> None:
     try:
         result = _load_shapes(model, tensors)
     except RuntimeError as error:
@@ -102,6 +111,12 @@ def _check_fit(model: nn.Module, tensors: Mapping[str, Tensor], strict: bool) ->
         ) from error
     missing = sorted(set(result.missing_keys) - _tied_to_loaded(model, tensors))
     if strict and (missing or result.unexpected_keys):
+        if missing and not isinstance(source, Mapping) and is_shard(Path(source)):
+            raise InvalidInputError(
+                f"{source} is one shard of several; missing: {missing[:5]}",
+                code="checkpoint_mismatch",
+                fix="give the folder of all shards, or their index (….safetensors.index.json)",
+            )
         raise InvalidInputError(
             f"missing: {missing[:5]}; unexpected: {result.unexpected_keys[:5]}",
             code="checkpoint_mismatch",
