@@ -140,15 +140,17 @@ def test_blocks_give_the_whole_matrix(tmp_path, shape) -> None:
         small = list(measures.tall_blocks(file, entry, numbers=3 * min(shape)))
         assert len(small) > 4
         np.testing.assert_array_equal(np.vstack(small), thin)
-        assert measures.numerical_rank(file, entry) == min(shape)
+        assert measures.factor_rank(file, entry) == min(shape)
+        assert measures.product_rank(file, entry) == min(shape)
 
 
-def test_numerical_rank_sees_past_the_gram_matrix_in_float64(tmp_path) -> None:
+def test_the_rank_sees_past_the_gram_matrix_in_float64(tmp_path) -> None:
     """Two singular values 1e-10 apart in scale: their squares would drown in float64."""
     values = np.diag([1.0, 1e-10, 1e-12, 0.0])
     save_file({"w": values}, tmp_path / "w.safetensors")
     with TensorFile(tmp_path / "w.safetensors") as file:
-        assert measures.numerical_rank(file, file.tensors["w"]) == 3
+        assert measures.product_rank(file, file.tensors["w"]) == 3
+        assert measures.factor_rank(file, file.tensors["w"]) == 3
 
 
 def test_bfloat16_and_complex_are_decoded_by_hand(tmp_path) -> None:

@@ -100,7 +100,7 @@ def _measure(
     if "orthogonality_defect" in row.claims:
         figures["orthogonality_defect"] = Figure(measures.orthogonality_defect(gram, gain))
     if "rank" in row.claims:
-        figures["rank"] = Figure(measures.numerical_rank(file, entry, gram))
+        figures["rank"] = Figure(measures.product_rank(file, entry, gram))
     source = sources.matrix(row.source or row.name)
     if source is None:
         return figures
@@ -152,9 +152,9 @@ def _factor_figures(
     entries = [(files[row.file], files[row.file].tensors[row.name]) for row in group]
     if not all(_is_matrix(entry) for _, entry in entries):
         return {}
-    figures: Figures = {
-        "rank": Figure(min(measures.numerical_rank(file, entry) for file, entry in entries))
-    }
+    # numpy's min, unlike Python's, never loses a NaN.
+    rank = float(np.min([measures.factor_rank(file, entry) for file, entry in entries]))
+    figures: Figures = {"rank": Figure(rank)}
     source = sources.matrix(source_name)
     if source is not None and len(group) > 1:
         factors = [file.rows(entry, 0, entry.matrix_shape[0]) for file, entry in entries]
@@ -201,7 +201,8 @@ def _claim(name: str, claimed: float, figure: Figure, size: int) -> Claim:
     if measured is None:
         return Claim(name, claimed, None, True)
     if name == "rank":
-        return Claim(name, claimed, measured, measured <= claimed)
+        # Nothing but zeros is of rank 0, and no matrix has a rank above its smaller side.
+        return Claim(name, claimed, measured, min(claimed, 1) <= measured <= claimed <= size)
     bound = RELATIVE * max(abs(claimed), abs(measured)) + ABSOLUTE * math.sqrt(size)
     bound += figure.slack
     # A comparison with a NaN is false: what is not finite does not hold.

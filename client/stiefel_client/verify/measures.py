@@ -72,21 +72,76 @@ def orthogonality_defect(gram_matrix: Array, gain: float = 1.0) -> float:
     return frobenius(gram_matrix / gain**2 - np.eye(len(gram_matrix)))
 
 
-def numerical_rank(file: TensorFile, entry: TensorEntry, gram_matrix: Array | None = None) -> int:
-    """Singular values above ``max(n, m) * eps * sigma_max``, eps of the stored dtype.
+def factor_rank(file: TensorFile, entry: TensorEntry) -> float:
+    """The rank of the stored numbers, taken as exact; NaN where one is not finite.
+
+    Columns are scaled to size 1 first: that leaves the rank as it is, and the columns of a
+    factor U sqrt(S) or U S, which fade with the singular values, are told apart to the last.
+    """
+    columns = _columns(file, entry)
+    if not np.isfinite(columns).all():
+        return math.nan
+    if entry.dtype == "F64":
+        size = np.abs(columns).max(axis=0)
+        columns = columns / np.where(size > 0, size, 1)
+    else:
+        size = np.sqrt(np.diagonal(columns).real)
+        size = np.where(size > 0, size, 1)
+        columns = columns / size / size[:, None]
+    sigma = _singular_values(entry, columns)
+    return int(np.count_nonzero(sigma > _measuring_error(entry) * frobenius(sigma)))
+
+
+def product_rank(
+    file: TensorFile, entry: TensorEntry, gram_matrix: Array | None = None
+) -> float | None:
+    """The least rank that a matrix can have had before it was rounded to its dtype.
+
+    Rounding gives a product of low rank all of its singular values, but none of them more than
+    ``rounding`` allows (Weyl), and none counts that is not larger. The bound reaches the largest
+    singular value at a side of 2^16 for BF16 and 2^22 for F16, far beyond what is converted.
+
+    Returns:
+        None where every number may be rounding alone, as among the smallest numbers of F16;
+        NaN where one is not finite.
+    """
+    columns = _columns(file, entry, gram_matrix)
+    if not np.isfinite(columns).all():
+        return math.nan
+    sigma = _singular_values(entry, columns)
+    largest = float(sigma.max())
+    if largest == 0.0:
+        return 0
+    norm = frobenius(sigma / largest) * largest  # whose squares might overflow
+    noise = rounding(entry, norm) + _measuring_error(entry) * norm
+    return int(np.count_nonzero(sigma > noise)) or None
+
+
+def _columns(file: TensorFile, entry: TensorEntry, gram_matrix: Array | None = None) -> Array:
+    """A square matrix that tells the singular values: R of a QR for float64, else X^H X.
 
     The Gram matrix squares the condition number, which float64 affords for dtypes of 32
     bits and fewer; a float64 tensor goes through a QR of its blocks instead.
     """
-    if entry.elements == 0:
-        return 0
     if entry.dtype == "F64":
-        sigma = np.linalg.svd(_triangle(file, entry), compute_uv=False)
-    else:
-        squares = np.linalg.eigvalsh(gram(file, entry) if gram_matrix is None else gram_matrix)
-        sigma = np.sqrt(np.clip(squares, 0.0, None))
-    bound = max(entry.matrix_shape) * EPS[entry.dtype] * float(sigma.max())
-    return int(np.count_nonzero(sigma > bound))
+        return _triangle(file, entry)
+    return gram(file, entry) if gram_matrix is None else gram_matrix
+
+
+def _singular_values(entry: TensorEntry, columns: Array) -> Array:
+    """The singular values of the matrix that ``_columns`` stands for."""
+    if entry.dtype == "F64":
+        return np.asarray(np.linalg.svd(columns, compute_uv=False))
+    return np.sqrt(np.clip(np.linalg.eigvalsh(columns), 0.0, None))
+
+
+def _measuring_error(entry: TensorEntry) -> float:
+    """How far the arithmetic here moves a singular value, relative to the Frobenius norm.
+
+    A sum of k products in float64 is off by k eps at most, in the Gram matrix of the squares.
+    """
+    error = max(entry.matrix_shape) * EPS["F64"]
+    return error if entry.dtype == "F64" else math.sqrt(error)
 
 
 def _triangle(file: TensorFile, entry: TensorEntry) -> Array:
