@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from stiefel.destination import destination
+from stiefel.kept import Kept, overwritten_input, own
 
 
 class Pass:
@@ -28,7 +29,8 @@ class Tape:
     """What one or more backward passes leave behind for the bases.
 
     ``grad_k`` and ``grad_l`` add up over micro-batches. ``pairs`` keeps (input, output gradient) if
-    the exact corner Ut^T G Vt is wanted; both are activations that the pass held anyway.
+    the exact corner Ut^T G Vt is wanted; both are activations that the pass held anyway. A step
+    reads the gradients before it changes anything, and is refused if an input was overwritten.
 
     With ``core``, the Parameter S, the tape holds what S.grad holds: when a pass begins and finds
     S.grad gone, because ``optimizer.zero_grad()`` gave the earlier passes up, they are forgotten.
@@ -36,24 +38,41 @@ class Tape:
 
     keep_pairs: bool = True
     core: nn.Parameter | None = None
-    grad_k: Tensor | None = None
     grad_l: Tensor | None = None
     pairs: list[tuple[Tensor, Tensor]] = field(default_factory=list)
+    inputs: list[Kept] = field(default_factory=list)  # of the pairs
+    sum_k: Tensor | None = None  # grad_k, unchecked
     present: weakref.ref[Pass] | None = None
     rounded: bool = False  # whether a pass ran in half precision
+
+    @property
+    def grad_k(self) -> Tensor | None:
+        """The gradient of K; raises ``InvalidInputError`` if a pair is no more what it was."""
+        given_up = self.core is not None and self.core.grad is None
+        if not given_up and any(x.overwritten for x in self.inputs):
+            rank = "" if self.core is None else f" with a core {tuple(self.core.shape)}"
+            raise overwritten_input(f"a low-rank layer{rank}")
+        return self.sum_k
+
+    @grad_k.setter
+    def grad_k(self, value: Tensor | None) -> None:
+        self.sum_k = value
 
     def add(self, grad_k: Tensor, grad_l: Tensor, x: Tensor, delta: Tensor) -> None:
         """Record one use of the layer in a backward pass."""
         if self._enter_pass() and self.core is not None and self.core.grad is None:
             self.grad_k, self.grad_l = None, None
             self.pairs.clear()
+            self.inputs.clear()
         if self.core is not None and grad_k.dtype != self.core.dtype:
             self.rounded = True  # and sums in bfloat16 would lose what many micro-batches add
             grad_k, grad_l = grad_k.to(self.core.dtype), grad_l.to(self.core.dtype)
-        self.grad_k = grad_k if self.grad_k is None else self.grad_k + grad_k
+        self.grad_k = grad_k if self.sum_k is None else self.sum_k + grad_k
         self.grad_l = grad_l if self.grad_l is None else self.grad_l + grad_l
         if self.keep_pairs:
-            self.pairs.append((x.detach(), delta))  # without its graph it can be copied
+            kept = Kept(own(x).detach())  # without its graph it can be copied
+            self.inputs.append(kept)
+            self.pairs.append((kept.tensor, delta))
 
     def _enter_pass(self) -> bool:
         """Note the pass under way; return whether this is the layer's first use in it.

@@ -8,15 +8,24 @@ group that averages dense gradients) gets an ordinary dense gradient.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
+from stiefel.kept import Kept, overwritten_input
 from stiefel.unitary.gradients import Gradient
 from stiefel.unitary.rank_k_update import Products
 
 # Beyond this share of p the dense gradient and a sketch of it are cheaper.
 LARGEST_SHARE = 4
 _NAME = "_stiefel_inbox"
+
+
+class _Waiting(NamedTuple):
+    gradient: Gradient
+    a: Kept  # one of the two is a view of the layer's input
+    b: Kept
 
 
 def open_inbox(parameter: Tensor) -> None:
@@ -36,26 +45,34 @@ def accepts(parameter: Tensor, rank: int) -> bool:
     inbox = getattr(parameter, _NAME, None)
     if inbox is None or _averages_dense_gradients():
         return False
-    waiting = sum(gradient.a.shape[-1] for gradient in inbox)
-    return bool(LARGEST_SHARE * (waiting + rank) <= parameter.shape[-1])
+    rank += sum(waiting.gradient.a.shape[-1] for waiting in inbox)
+    return bool(LARGEST_SHARE * rank <= parameter.shape[-1])
 
 
 def put(parameter: Tensor, gradient: Gradient) -> None:
-    """Add one backward pass's factors."""
-    getattr(parameter, _NAME).append(gradient)
+    """Add one backward pass's factors, which may be views of what the layer saw."""
+    waiting = _Waiting(gradient, Kept(gradient.a), Kept(gradient.b))
+    getattr(parameter, _NAME).append(waiting)
 
 
 def pending(parameter: Tensor) -> Gradient | None:
-    """Return what the inbox holds as one gradient, the ranks added up, or None."""
-    inbox: list[Gradient] = getattr(parameter, _NAME, [])
+    """Return what the inbox holds as one gradient, the ranks added up, or None.
+
+    Raises:
+        InvalidInputError: the layer's input was overwritten since its backward pass.
+    """
+    inbox: list[_Waiting] = getattr(parameter, _NAME, [])
     if not inbox:
         return None
-    if len(inbox) == 1:
-        return inbox[0]
-    a = torch.cat([gradient.a for gradient in inbox], -1)
-    b = torch.cat([gradient.b for gradient in inbox], -1)
-    products = [gradient.products for gradient in inbox if gradient.products is not None]
-    if len(products) < len(inbox):
+    if any(waiting.a.overwritten or waiting.b.overwritten for waiting in inbox):
+        raise overwritten_input(f"a layer with a frame {tuple(parameter.shape)}")
+    gradients = [waiting.gradient for waiting in inbox]
+    if len(gradients) == 1:
+        return gradients[0]
+    a = torch.cat([gradient.a for gradient in gradients], -1)
+    b = torch.cat([gradient.b for gradient in gradients], -1)
+    products = [gradient.products for gradient in gradients if gradient.products is not None]
+    if len(products) < len(gradients):
         return Gradient(a, b)
     Wb = torch.cat([known.Wb for known in products], -1)
     return Gradient(a, b, Products(Wb, torch.cat([known.Wa for known in products], -1)))

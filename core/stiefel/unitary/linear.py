@@ -11,6 +11,7 @@ from torch.nn import functional
 
 from stiefel.destination import destination
 from stiefel.errors import InvalidInputError
+from stiefel.kept import own
 from stiefel.linalg.precision import products_are_whole
 from stiefel.unitary import handover
 from stiefel.unitary.gradients import Gradient
@@ -42,7 +43,7 @@ class _FrameProduct(torch.autograd.Function):
             return grad_x.to(x.dtype), (steps.mT @ rows.conj().to(steps.dtype)).to(W.dtype)
         if not len(rows):
             return grad_x.to(x.dtype), None
-        a, b = steps.mT.to(W.dtype), rows.mT.to(W.dtype)
+        a, b = steps.mT.to(W.dtype), own(rows).mT.to(W.dtype)
         # Products of half precision or TF32 would carry their rounding into W.
         exact = y.dtype == W.dtype == grad_x.dtype and products_are_whole()
         known = Products(y.reshape(-1, y.shape[-1]).mT, grad_x.reshape(-1, W.shape[-1]).mT)
@@ -72,7 +73,7 @@ class _TransposedProduct(torch.autograd.Function):
             return grad_x.to(x.dtype), (rows.mH.to(steps.dtype) @ steps).to(W.dtype)
         if not len(rows):
             return grad_x.to(x.dtype), None
-        handover.put(ctx.parameter, Gradient(rows.mH.to(W.dtype), steps.mH.to(W.dtype)))
+        handover.put(ctx.parameter, Gradient(own(rows).mH.to(W.dtype), steps.mH.to(W.dtype)))
         return grad_x.to(x.dtype), None
 
 

@@ -10,7 +10,8 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from stiefel.lowrank import LowRankIntegrator, LowRankLinear
+from stiefel.errors import InvalidInputError
+from stiefel.lowrank import LowRankIntegrator, LowRankLinear, to_low_rank
 
 
 def network(generator):
@@ -147,3 +148,78 @@ def test_the_bases_follow_what_is_done_to_the_gradient_of_the_core(generator, ho
     for one, two in zip(*(net.children() for net in nets), strict=True):
         if isinstance(one, LowRankLinear):
             assert torch.allclose(one.weight, two.weight, atol=1e-6)
+
+
+def convolutions():
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Tanh(), nn.Flatten(), nn.Linear(72, 20))
+    return to_low_rank(model, 2).model
+
+
+@pytest.mark.parametrize("passes", [1, 2])
+@pytest.mark.parametrize("kind", ["linear", "convolution"])
+def test_an_input_overwritten_before_the_step_is_told_before_anything_moves(
+    generator, kind, passes
+):
+    net = network(generator) if kind == "linear" else convolutions()
+    integrator = LowRankIntegrator(net, torch.optim.SGD(net.parameters(), lr=0.1), phase=1)
+    buffer = torch.empty(8, 12) if kind == "linear" else torch.empty(8, 3, 5, 5)
+    before = copy.deepcopy(net.state_dict())
+    for _ in range(passes):
+        buffer.normal_(generator=generator)
+        net(buffer).square().sum().backward()
+    if passes == 1:
+        buffer.zero_()
+    assert copy.deepcopy(net)[0].tape.inputs[0].overwritten
+    with pytest.raises(InvalidInputError, match="overwritten") as caught:
+        integrator.step()
+    assert caught.value.code == "overwritten_input"
+    for name, value in net.state_dict().items():
+        assert torch.equal(value, before[name])
+    integrator.zero_grad()
+    net(buffer).square().sum().backward()
+    integrator.step()
+
+
+def test_an_input_that_may_be_overwritten(generator):
+    """Where no corner is asked for, the pass was given up, or the input is a Parameter."""
+    net = network(generator)
+    buffer = torch.randn(8, 12, generator=generator)
+    integrator = LowRankIntegrator(
+        net, torch.optim.SGD(net.parameters(), lr=0.1), phase=1, variant="parallel"
+    )
+    net(buffer).square().sum().backward()
+    buffer.zero_()
+    integrator.step()
+    integrator = LowRankIntegrator(net, torch.optim.SGD(net.parameters(), lr=0.1), phase=1)
+    net(buffer).square().sum().backward()
+    integrator.optimizer.zero_grad()
+    buffer.normal_(generator=generator)
+    integrator.step()
+    net(buffer).square().sum().backward()
+    integrator.step()
+
+
+def test_an_input_that_is_a_parameter_may_be_stepped_first(generator):
+    nets = [network(generator)]
+    nets.append(copy.deepcopy(nets[0]))
+    start = torch.randn(8, 12, generator=generator)
+    for net, first in zip(nets, (True, False), strict=True):
+        x = nn.Parameter(start.clone())
+        integrator = LowRankIntegrator(net, torch.optim.SGD(net.parameters(), lr=0.1), phase=1)
+        net(x).square().sum().backward()
+        steps = [torch.optim.SGD([x], lr=0.5).step, integrator.step]
+        for step in steps if first else steps[::-1]:
+            step()
+    assert torch.equal(nets[0][0].weight, nets[1][0].weight)
+
+
+def test_a_copy_of_a_model_counts_the_versions_of_its_inputs_anew(generator):
+    net = network(generator)
+    integrator = LowRankIntegrator(net, torch.optim.SGD(net.parameters(), lr=0.1), phase=1)
+    buffer = torch.empty(8, 12).normal_(generator=generator).mul_(2)
+    net(buffer).square().sum().backward()
+    for copied in (copy.deepcopy(net), pickle.loads(pickle.dumps(net))):
+        assert torch.equal(copied[0].tape.sum_k, net[0].tape.grad_k)
+        assert not any(kept.overwritten for kept in copied[0].tape.inputs)
+        assert copied[0].tape.inputs[0].tensor is copied[0].tape.pairs[0][0]
+    integrator.step()

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import copy
+import pickle
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
+from stiefel.errors import InvalidInputError
 from stiefel.unitary import OrthogonalLinear, ProjUNN, UnitaryLinear, handover
 from stiefel.unitary.stepping import step_
 
@@ -133,3 +136,71 @@ def test_a_batch_without_rows_adds_nothing_to_the_others(draw: Any) -> None:
             loss_of(layer, rows).backward()
         optimizer.step()
     assert torch.allclose(pairs[0][0].frame, pairs[1][0].frame, atol=1e-11)
+
+
+@pytest.mark.parametrize(("kind", "sizes"), KINDS)
+@pytest.mark.parametrize("passes", [1, 2])
+def test_an_input_overwritten_before_the_step_is_told(
+    draw: Any, kind: type[OrthogonalLinear], sizes: tuple[int, int], passes: int
+) -> None:
+    (layer, optimizer), (twin, dense) = twins(draw, kind, sizes)
+    buffer = draw.normal(3, sizes[0], dtype=layer.frame.dtype)
+    fresh = [draw.normal(3, sizes[0], dtype=layer.frame.dtype) for _ in range(passes)]
+    before = layer.frame.detach().clone()
+    for x in fresh:
+        buffer.copy_(x)
+        loss_of(layer, buffer).backward()
+        loss_of(twin, x).backward()
+    if passes == 1:
+        buffer.zero_()
+    for act in (optimizer.step, lambda: optimizer.clip_grad_norm_(1.0)):
+        with pytest.raises(InvalidInputError, match="overwritten") as caught:
+            act()
+        assert caught.value.code == "overwritten_input"
+    assert torch.equal(layer.frame, before)
+    optimizer.zero_grad()
+    for x in fresh:
+        loss_of(layer, x).backward()
+    optimizer.clip_grad_norm_(1e9)
+    optimizer.step()
+    dense.step()
+    assert torch.allclose(layer.frame, twin.frame, atol=1e-11)
+
+
+@pytest.mark.parametrize(("kind", "sizes"), KINDS)
+@pytest.mark.parametrize("shape", [(3,), (1, 3)])
+def test_an_input_that_is_a_parameter_may_be_stepped_first(
+    draw: Any, kind: type[OrthogonalLinear], sizes: tuple[int, int], shape: tuple[int, ...]
+) -> None:
+    pairs = twins(draw, kind, sizes)
+    start = draw.normal(3, sizes[0], dtype=pairs[0][0].frame.dtype)
+    for layer, optimizer in pairs:
+        x = nn.Parameter(start.clone())
+        others = torch.optim.SGD([x], lr=0.5)
+        loss_of(layer, x.view(*shape, sizes[0])).backward()
+        others.step()
+        optimizer.step()
+    assert torch.allclose(pairs[0][0].frame, pairs[1][0].frame, atol=1e-11)
+
+
+@pytest.mark.parametrize("reentrant", [True, False])
+def test_checkpointed_layers_see_their_buffer_overwritten_too(draw: Any, reentrant: bool) -> None:
+    (layer, optimizer), _ = twins(draw)
+    buffer = draw.normal(3, 32).requires_grad_()
+    checkpoint(layer, buffer, use_reentrant=reentrant).square().sin().sum().backward()
+    with torch.no_grad():
+        buffer.zero_()
+    with pytest.raises(InvalidInputError, match="overwritten"):
+        optimizer.step()
+
+
+def test_a_layer_saved_between_backward_and_step_keeps_its_factors(draw: Any) -> None:
+    (layer, optimizer), _ = twins(draw)
+    buffer = draw.normal(3, 32)
+    buffer.mul_(2)
+    loss_of(layer, buffer).backward()
+    loaded = pickle.loads(pickle.dumps(layer))
+    later = ProjUNN([loaded.frame], lr=0.05)
+    optimizer.step()
+    later.step()
+    assert torch.equal(loaded.frame, layer.frame)
