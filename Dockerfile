@@ -6,7 +6,7 @@
 ARG PYTHON=3.12
 
 FROM python:${PYTHON}-slim AS base
-ENV PYTHONUNBUFFERED=1 PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
+ENV PYTHONUNBUFFERED=1 PYTHONSAFEPATH=1 PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
 RUN useradd --create-home --uid 10001 stiefel && mkdir /data && chown stiefel /data
 WORKDIR /src
 COPY pyproject.toml constraints.txt README.md LICENSE ./

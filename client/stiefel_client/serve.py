@@ -109,6 +109,8 @@ class Supervisor:
             "STIEFEL_DATA_DIR": str(data_dir),
             "STIEFEL_API_HOST": host,
             "STIEFEL_API_PORT": str(self.port),
+            # A queue.py in the folder where the user stands is not the one that we import.
+            "PYTHONSAFEPATH": "1",
         }
         self._api = Child("api", [sys.executable, "-m", "stiefel_api"], env)
         self._worker = Child("worker", [sys.executable, "-m", "stiefel_worker"], env)

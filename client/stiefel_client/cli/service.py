@@ -52,7 +52,7 @@ def serve(
 
 def worker(context: typer.Context, folder: DataDir = None) -> None:
     """Run one worker; database, broker and store come from STIEFEL_* variables."""
-    env = dict(os.environ)
+    env = {**os.environ, "PYTHONSAFEPATH": "1"}  # nothing is imported from the current folder
     if folder is not None:
         env["STIEFEL_DATA_DIR"] = str(folder.expanduser().absolute())
     command = [sys.executable, "-m", "stiefel_worker", *context.args]
