@@ -88,6 +88,37 @@ def test_a_sharded_checkpoint_goes_up_with_its_index(service, at, certified: Cer
     assert sent == {"model.safetensors": "art_a", "model.safetensors.index.json": "art_b"}
 
 
+def test_upload_prints_an_id_for_each_file(service, at, tmp_path: Path) -> None:
+    files = [tmp_path / name for name in ("train.npz", "test.npz")]
+    for file in files:
+        file.write_bytes(file.name.encode())
+
+    def own(request):
+        asked = json.loads(request.body)
+        named = {"id": f"art_{asked['filename'][:5]}", "name": "an older name"}
+        return Answer(200, named | {"sha256": asked["sha256"]})
+
+    service.on("POST", "/v1/uploads", own)
+    done = run("upload", *files, *at)
+    assert (done.returncode, done.stdout) == (0, "art_train train.npz\nart_test. test.npz\n")
+    listed = json.loads(run("upload", *files, "--json", *at).stdout)
+    assert [artifact["id"] for artifact in listed] == ["art_train", "art_test."]
+    sent = len(service.requests)
+    assert_message(run("upload", files[0], tmp_path / "absent", *at), 2, "absent")
+    assert_message(run("upload", files[0], tmp_path, *at), 2, "directory")
+    assert len(service.requests) == sent
+
+
+def test_a_training_told_a_file_is_sent_to_upload(service, at, tmp_path: Path) -> None:
+    data = tmp_path / "train.npz"
+    data.write_bytes(b"numbers")
+    for source in (data, "art_9"):
+        done = run("submit", source, "-m", "train.dlrt", *at)
+        assert_message(done, 2, "stiefel upload")
+        assert "data.train" in done.stderr
+    assert service.requests == []
+
+
 @pytest.mark.parametrize(
     ("status", "code"), [("succeeded", 0), ("failed", 1), ("cancelled", 1), ("running", 3)]
 )

@@ -1,4 +1,4 @@
-"""The submit command: files in, a job out, and on request everything up to the download."""
+"""The upload and submit commands: files in, a job out, on request everything to the download."""
 
 from __future__ import annotations
 
@@ -14,12 +14,35 @@ from stiefel_client.cli.options import Json, Key, Url, a_folder, read_labels, re
 from stiefel_client.cli.show import byte_bar, out, print_json, say
 from stiefel_client.client import Stiefel
 from stiefel_client.errors import ConfigurationError
+from stiefel_client.models import Artifact
 from stiefel_client.shards import index_of, shards
 
 
 def register(app: typer.Typer) -> None:
-    """Add the command to the application."""
-    app.command()(submit)
+    """Add the commands to the application."""
+    for command in (upload, submit):
+        app.command()(command)
+
+
+def upload(
+    files: Annotated[
+        list[Path],
+        typer.Argument(metavar="FILE...", exists=True, dir_okay=False, help="Data or weights."),
+    ],
+    url: Url = None,
+    key: Key = None,
+    json: Json = False,
+) -> None:
+    """Upload files for specs to name, such as data to train on; print their artifact ids."""
+    found: list[Artifact] = []
+    with Stiefel(url, key) as client:
+        for file in files:
+            found.append(_upload(client, file, quiet=json))
+            if not json:
+                # The file's own name: equal bytes may lie there under another one already.
+                out.print(f"{found[-1].id} {file.name}", markup=False, soft_wrap=True)
+    if json:
+        print_json(found)
 
 
 def submit(
@@ -71,6 +94,8 @@ def submit(
     body |= {name: value for name, value in given.items() if value is not None}
     if "method" not in body:
         raise typer.BadParameter("name a --method; `stiefel methods` lists them")
+    if source is not None:
+        _require_input(str(body["method"]))
     options: dict[str, Any] = {"priority": priority, "deadline": deadline, "device": device}
     if label:
         options["labels"] = read_labels(label)
@@ -91,6 +116,15 @@ def submit(
             say(f"follow it with: stiefel watch {job.id}")
 
 
+def _require_input(method: str) -> None:
+    """Refuse a FILE for methods without an ``input`` before anything is uploaded."""
+    if method.startswith("train."):
+        raise typer.BadParameter(
+            f"{method} takes no FILE: trainings take data.train; upload with `stiefel upload` "
+            "first, and name the art_... that it prints in the spec"
+        )
+
+
 def bring(client: Stiefel, source: str, *, quiet: bool) -> str | dict[str, str]:
     """The spec's ``input`` for a source: an artifact id, or one by shard name."""
     path = Path(source)
@@ -99,19 +133,19 @@ def bring(client: Stiefel, source: str, *, quiet: bool) -> str | dict[str, str]:
             return source
         raise ConfigurationError(f"{source} is neither a file nor an artifact id")
     if path.is_file() and not path.name.endswith(".index.json"):
-        return _upload(client, path, quiet=quiet)
+        return _upload(client, path, quiet=quiet).id
     found = shards(path)
     index = index_of(path)
     if index is not None:
         found.append(index)
     elif len(found) == 1:
-        return _upload(client, found[0], quiet=quiet)
-    return {file.name: _upload(client, file, quiet=quiet) for file in found}
+        return _upload(client, found[0], quiet=quiet).id
+    return {file.name: _upload(client, file, quiet=quiet).id for file in found}
 
 
-def _upload(client: Stiefel, path: Path, *, quiet: bool) -> str:
+def _upload(client: Stiefel, path: Path, *, quiet: bool) -> Artifact:
     with byte_bar(path.name, quiet=quiet) as on_bytes:
-        return client.uploads.upload(path, on_bytes=on_bytes).id
+        return client.uploads.upload(path, on_bytes=on_bytes)
 
 
 def _read_spec(source: str | None) -> dict[str, Any]:
