@@ -19,8 +19,11 @@ def follow(
     timeout: float | None,
     download: Path | None,
     json: bool,
-) -> None:
+) -> list[Path]:
     """Wait for the job's end and fetch its files; Ctrl-C leaves the job running.
+
+    Returns:
+        The files that were fetched: none without ``download``.
 
     Raises:
         typer.Exit: 1 unless the job succeeded, 130 on Ctrl-C.
@@ -40,6 +43,7 @@ def follow(
             out.print(str(path), markup=False)
     if not job.succeeded:
         raise typer.Exit(EXIT_FAILED)
+    return paths
 
 
 def fetch(client: Stiefel, job: Job, folder: Path, *, quiet: bool) -> list[Path]:

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
+from stiefel_client.cli.companions import bring_along
 from stiefel_client.cli.follow import follow
 from stiefel_client.cli.options import Json, Key, Url, a_folder, read_labels, read_parameters
 from stiefel_client.cli.show import byte_bar, out, print_json, say
@@ -108,7 +109,9 @@ def submit(
         job = client.jobs.submit(body, idempotency_key=idempotency_key, **options)
         if wait or download is not None:
             say(f"submitted {job.id}")
-            follow(client, job.id, timeout=timeout, download=download, json=json)
+            paths = follow(client, job.id, timeout=timeout, download=download, json=json)
+            if download is not None and source is not None and Path(source).is_dir():
+                bring_along(Path(source), download, paths)
         elif json:
             print_json(job)
         else:
