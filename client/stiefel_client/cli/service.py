@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -43,11 +44,22 @@ def serve(
 
     def ready() -> None:
         out.print(f"Stiefel is up at {supervisor.url}", markup=False)
-        out.print(f"API key: in {where / 'api_key'}, found by `stiefel` on its own", markup=False)
+        found = ", found by `stiefel` on its own" if _is_default(where) else ""
+        out.print(f"API key: in {where / 'api_key'}{found}", markup=False)
         out.print(f"Data: {where}", markup=False)
+        if not found:
+            out.print("In other shells, so that `stiefel` finds URL and key there:")
+            # One line however narrow the terminal: it is there to be copied.
+            line = f"export STIEFEL_DATA_DIR={shlex.quote(str(where))}"
+            out.print(line, markup=False, soft_wrap=True)
         sys.stdout.flush()
 
     raise typer.Exit(supervisor.run(ready))
+
+
+def _is_default(where: Path) -> bool:
+    """Whether `stiefel` looks there by itself; another shell need not have this one's variable."""
+    return not os.environ.get("STIEFEL_DATA_DIR") and where == data_dir().expanduser().absolute()
 
 
 def worker(context: typer.Context, folder: DataDir = None) -> None:
