@@ -1,4 +1,4 @@
-"""What commands tell a person: where a service is found."""
+"""What commands tell a person: where a service is found, and what could not be measured."""
 
 from __future__ import annotations
 
@@ -12,7 +12,9 @@ from test_command_line import JOB, run
 from typer.testing import CliRunner
 
 from stiefel_client.cli import service as commands
+from stiefel_client.cli.files import show_verification
 from stiefel_client.cli.main import app
+from stiefel_client.verify import Claim, TensorCheck, Verification
 
 
 class Started:
@@ -71,3 +73,14 @@ def test_the_default_folder_needs_no_setting(
         lines = serve(*arguments)
         assert any("on its own" in line for line in lines)
         assert not any("export" in line for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("name", "word"), [("rank", "not measurable"), ("distance_to_optimum", "not unique")]
+)
+def test_a_figure_that_is_missing_is_told_by_its_cause(capsys, name: str, word: str) -> None:
+    claim = Claim(name, 3.0, None, True)
+    check = TensorCheck("a.weight", "model.safetensors", "merged", "F16", (4, 4), (claim,))
+    show_verification(Verification(files=[Path("model.safetensors")], tensors=[check]))
+    shown = capsys.readouterr().out
+    assert [text for text in ("not measurable", "not unique") if text in shown] == [word]

@@ -132,7 +132,9 @@ def show_verification(outcome: Verification) -> None:
 
 
 def _claim_row(check: TensorCheck, claim: Claim) -> tuple[str, ...]:
-    measured = "not unique" if claim.measured is None else f"{claim.measured:.6g}"
+    # Of a distance to the optimum there is no figure only where there are many optima.
+    unknown = "not unique" if claim.name == "distance_to_optimum" else "not measurable"
+    measured = unknown if claim.measured is None else f"{claim.measured:.6g}"
     mark = "ok" if claim.holds else "FAILS"
     return (check.name, check.role, claim.name, f"{claim.claimed:.6g}", measured, mark)
 
