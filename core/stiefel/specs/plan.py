@@ -159,6 +159,9 @@ def _unsuitable(spec: ConversionSpec, tensor: TensorInfo) -> Skip | None:
     rows, columns = tensor.shape[0], prod(tensor.shape[1:])
     if rows * columns == 0:
         return Skip("empty", "has no elements")
+    if min(rows, columns) == 1:
+        # The nearest unit vector would only lose its length: class tokens, learned positions.
+        return Skip("not_a_matrix", f"is a single vector: {rows} x {columns}")
     if min(rows, columns) > MAX_SIDE or rows * columns > MAX_ELEMENTS:
         return Skip(
             "too_large",

@@ -65,6 +65,14 @@ def test_kernels_are_seen_as_out_by_the_rest_or_skipped() -> None:
     assert planned(kernels="skip").skipped["conv.weight"].skip.code == "not_a_matrix"
 
 
+@pytest.mark.parametrize("shape", [[1, 1, 8], [1, 17, 48], [9, 1], [1, 1]])
+def test_a_single_row_or_column_is_a_vector(shape: list[int]) -> None:
+    """Class tokens and learned positions of vision transformers, under the default include."""
+    found = planned(MODEL | {"embeddings": ("F32", shape)}).skipped["embeddings"]
+    assert found.skip.code == "not_a_matrix"
+    assert "single vector" in found.skip.reason
+
+
 @pytest.mark.parametrize(
     ("spec", "field"),
     [
